@@ -1,0 +1,226 @@
+"""Logits to log-probabilities of tokens, over a vocabulary that may be split over tensor ranks.
+
+    c rows of T that are worked on at once, so that float32 copies of bfloat16 logits stay small
+
+A model's logits at column t describe token t + 1; everything else in this repository is
+token-aligned. `next_tokens` and `align_to_tokens` are the two halves of that shift, and the only
+ones. A caller that holds the whole stream uses `token_logprobs` or `logprobs_and_entropy`. Under
+context parallelism, where the logits of token t - 1 may be on another rank, shift the targets
+before slicing the stream, take `target_logprobs` of the slice, gather the result over the context
+ranks and align it then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from megatron_r1.algos.shapes import check_same_shape
+
+CHUNK_ELEMENTS = 1 << 24
+"""Logits converted to float32 at once, at most: 64 MiB, whatever the length of the stream."""
+
+
+def token_logprobs(
+    logits_Tv: Tensor,
+    tokens_T: Tensor,
+    positions_T: Tensor,
+    *,
+    temperature: float = 1.0,
+    vocab_start: int = 0,
+    vocab_size: int | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """Log-probability of each token given the tokens before it in its sequence.
+
+    Args:
+        logits_Tv: columns vocab_start .. vocab_start + v of the vocabulary, any float dtype; the
+            only input that carries a gradient. A logit of -inf is a token of probability 0.
+        tokens_T: int64, sequences packed end to end.
+        positions_T: int64, 0 at the first token of each sequence.
+        temperature: what the logits are divided by, > 0.
+        vocab_size: columns of the vocabulary from this one on are padding, of probability 0.
+        group: the tensor-parallel ranks that hold the other columns; None: this rank holds all.
+            The gradient of the result must be the same on all of them.
+    Returns:
+        logprobs_T, nats, float32: column t is log p(token t), from the logits at t - 1; 0 where
+        positions_T is 0. A token that lies outside the vocabulary gets -inf.
+    Raises:
+        ValueError: shapes do not match, or the temperature is not positive.
+    """
+    logprobs_T, _ = logprobs_and_entropy(
+        logits_Tv,
+        tokens_T,
+        positions_T,
+        temperature=temperature,
+        vocab_start=vocab_start,
+        vocab_size=vocab_size,
+        group=group,
+    )
+    return logprobs_T
+
+
+def logprobs_and_entropy(
+    logits_Tv: Tensor,
+    tokens_T: Tensor,
+    positions_T: Tensor,
+    *,
+    temperature: float = 1.0,
+    vocab_start: int = 0,
+    vocab_size: int | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`token_logprobs`, and the entropy of the distribution that each token was drawn from.
+
+    Args and errors are those of `token_logprobs`.
+
+    Returns:
+        logprobs_T and entropy_T, nats, float32, token-aligned: 0 at the first token of a sequence,
+        which was drawn from nothing. entropy_T carries no gradient.
+    """
+    check_same_shape(tokens_T=tokens_T, positions_T=positions_T)
+    logprobs_T, entropy_T = target_logprobs(
+        logits_Tv,
+        next_tokens(tokens_T),
+        temperature=temperature,
+        vocab_start=vocab_start,
+        vocab_size=vocab_size,
+        group=group,
+    )
+    return align_to_tokens(logprobs_T, positions_T), align_to_tokens(entropy_T, positions_T)
+
+
+def next_tokens(tokens_T: Tensor) -> Tensor:
+    """What the logits of each column predict: column t holds token t + 1.
+
+    The last column of a sequence holds a token of the next one; `align_to_tokens` discards it.
+    """
+    return tokens_T.roll(-1)
+
+
+def align_to_tokens(values_T: Tensor, positions_T: Tensor) -> Tensor:
+    """Move what belongs to a prediction to the token predicted: t - 1 to t, 0 at first tokens."""
+    return values_T.roll(1).masked_fill(positions_T == 0, 0.0)
+
+
+def target_logprobs(
+    logits_Tv: Tensor,
+    targets_T: Tensor,
+    *,
+    temperature: float = 1.0,
+    vocab_start: int = 0,
+    vocab_size: int | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of targets_T[t], and entropy, under the logits of the same column t.
+
+    Not token-aligned: see the head of this module. Args are those of `token_logprobs`. The
+    vocabulary is never gathered: ranks exchange four numbers per column, in two all-reduces.
+
+    Returns:
+        logprobs_T, with gradient, and entropy_T, without; nats, float32.
+    Raises:
+        ValueError: shapes do not match, or the temperature is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be > 0, got {temperature}")
+    check_same_shape(targets_T=targets_T, first_column_of_logits_Tv=logits_Tv[:, 0])
+    return _TargetLogprobs.apply(logits_Tv, targets_T, temperature, vocab_start, vocab_size, group)
+
+
+class _TargetLogprobs(torch.autograd.Function):
+    """Saves the logits in their own dtype and two floats a column; the softmax is made again."""
+
+    @staticmethod
+    def forward(ctx, logits_Tv, targets_T, temperature, vocab_start, vocab_size, group):
+        num_valid = None if vocab_size is None else max(vocab_size - vocab_start, 0)
+        columns_T = targets_T - vocab_start
+        chunks = [
+            _shard_statistics(_scaled(logits_Tv[rows], temperature, num_valid), columns_T[rows])
+            for rows in _chunks(logits_Tv)
+        ]
+        peak_T, sum_T, entropy_T, target_T = _combine_shards(torch.cat(chunks, dim=1), group)
+        log_sum_T = sum_T.log()
+        ctx.save_for_backward(logits_Tv, columns_T, peak_T, log_sum_T)
+        ctx.temperature, ctx.num_valid = temperature, num_valid
+        ctx.mark_non_differentiable(entropy_T)
+        return target_T - peak_T - log_sum_T, entropy_T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_logprobs_T, _grad_entropy_T):
+        """d log p(target) / d logit_v = (1[v = target] - p_v) / temperature."""
+        logits_Tv, columns_T, peak_T, log_sum_T = ctx.saved_tensors
+        grad_Tv = torch.empty_like(logits_Tv)
+        for rows in _chunks(logits_Tv):
+            scaled_cv = _scaled(logits_Tv[rows], ctx.temperature, ctx.num_valid)
+            log_p_cv = scaled_cv.sub_(peak_T[rows, None]).sub_(log_sum_T[rows, None])
+            grad_cv = log_p_cv.exp_().neg_()
+            owned_c1, column_c1 = _owned(columns_T[rows, None], num_columns=grad_cv.shape[1])
+            grad_cv.scatter_add_(1, column_c1, owned_c1.to(grad_cv.dtype))
+            grad_Tv[rows] = grad_cv.mul_(grad_logprobs_T[rows, None] / ctx.temperature)
+        return grad_Tv, None, None, None, None, None
+
+
+def _chunks(logits_Tv: Tensor) -> Iterator[slice]:
+    """Consecutive rows, at least one at a time, of at most CHUNK_ELEMENTS logits."""
+    num_rows, num_columns = logits_Tv.shape
+    step = max(CHUNK_ELEMENTS // num_columns, 1)
+    return (slice(start, start + step) for start in range(0, num_rows, step))
+
+
+def _scaled(logits_cv: Tensor, temperature: float, num_valid: int | None) -> Tensor:
+    """A float32 copy, divided by the temperature; -inf in the columns from num_valid on."""
+    scaled_cv = logits_cv.float() / temperature
+    if num_valid is not None:
+        scaled_cv[:, num_valid:] = -torch.inf
+    return scaled_cv
+
+
+def _owned(columns: Tensor, num_columns: int) -> tuple[Tensor, Tensor]:
+    """Whether this rank holds each target, and a column that is safe to index where it does not."""
+    return (columns >= 0) & (columns < num_columns), columns.clamp(0, num_columns - 1)
+
+
+def _shard_statistics(scaled_cv: Tensor, columns_c: Tensor) -> Tensor:
+    """Four rows over this rank's columns alone; overwrites the logits z.
+
+    The peak is max z; then sum e and -sum e log e, with e = exp(z - peak); then the target's z, or
+    -inf where another rank holds it.
+    """
+    owned_c, safe_c = _owned(columns_c, num_columns=scaled_cv.shape[1])
+    target_c = scaled_cv.gather(1, safe_c[:, None]).squeeze(1).masked_fill(~owned_c, -torch.inf)
+    # A rank may hold padding alone: with a finite peak its exponentials are 0, and not NaN.
+    peak_c = scaled_cv.amax(dim=1).clamp(min=torch.finfo(scaled_cv.dtype).min)
+    exp_cv = scaled_cv.sub_(peak_c[:, None]).exp_()
+    return torch.stack([peak_c, exp_cv.sum(1), torch.special.entr(exp_cv).sum(1), target_c])
+
+
+def _combine_shards(
+    statistics_4T: Tensor, group: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(peak, sum of exponentials below it, entropy, target's logit) of the whole vocabulary.
+
+    Moving a shard to the common peak multiplies its e by f = exp(its peak - common peak), so that
+    -sum (fe) log (fe) = f (-sum e log e) + (-f log f) sum e. With S the sum of all fe,
+    p = fe / S and the entropy is -sum (fe) log (fe) / S + log S.
+    """
+    shard_peak_T, shard_sum_T, shard_entr_T, target_T = statistics_4T
+    peak_T, target_T = _all_reduce(torch.stack([shard_peak_T, target_T]), dist.ReduceOp.MAX, group)
+    factor_T = torch.exp(shard_peak_T - peak_T)
+    moved_sum_T = factor_T * shard_sum_T
+    moved_entr_T = factor_T * shard_entr_T + torch.special.entr(factor_T) * shard_sum_T
+    sum_T, entr_T = _all_reduce(torch.stack([moved_sum_T, moved_entr_T]), dist.ReduceOp.SUM, group)
+    return peak_T, sum_T, entr_T / sum_T + sum_T.log(), target_T
+
+
+def _all_reduce(
+    values: Tensor, op: dist.ReduceOp.RedOpType, group: dist.ProcessGroup | None
+) -> Tensor:
+    if group is not None:
+        dist.all_reduce(values, op, group)
+    return values

@@ -1,0 +1,144 @@
+"""From `conf/` and command-line overrides to one `RunConfig`: compose, convert once, validate."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from megatron_r1.config import (
+    algo,
+    cluster,
+    data,
+    model,
+    optimizer,
+    parallel,
+    precision,
+    reward,
+    rollout,
+    run,
+    stage,
+    telemetry,
+)
+from megatron_r1.errors import ConfigError, UserError
+
+CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
+
+_SCHEMAS = {
+    "algo": {"grpo_schema": algo.GrpoConfig},
+    "cluster": {"local_schema": cluster.ClusterConfig},
+    "data": {"prompts_schema": data.DataConfig},
+    "model": {
+        "deepseek_v3_schema": model.DeepseekV3Config,
+        "qwen2_schema": model.Qwen2Config,
+    },
+    "optimizer": {"adam_schema": optimizer.OptimizerConfig},
+    "parallel": {"parallel_schema": parallel.ParallelConfig},
+    "precision": {"precision_schema": precision.PrecisionConfig},
+    "reward": {"reward_schema": reward.RewardConfig},
+    "rollout": {"rollout_schema": rollout.RolloutConfig},
+    "stage": {
+        "r1_zero_schema": stage.R1ZeroConfig,
+        "tiny_base_schema": stage.TinyBaseConfig,
+        "tiny_r1_zero_schema": stage.TinyR1ZeroConfig,
+    },
+    "telemetry": {"telemetry_schema": telemetry.TelemetryConfig},
+}
+
+
+def register_schemas() -> None:
+    """Tell Hydra the schema behind each file of `conf/`. Harmless when repeated."""
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=run.RunConfig)
+    for group, schemas in _SCHEMAS.items():
+        for name, node in schemas.items():
+            store.store(group=group, name=name, node=node)
+
+
+def load_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> run.RunConfig:
+    """Compose `conf/config.yaml` with overrides such as ``model=tiny_v3 parallel.tensor=2``.
+
+    Raises:
+        ConfigError: unknown key, unknown choice, wrong type, or a value that a schema refuses.
+    """
+    if not (conf_dir / "config.yaml").is_file():
+        raise ConfigError(
+            f"{conf_dir} holds no config.yaml. megatron_r1 reads conf/ beside its package: install "
+            "it from a checkout with `pip install -e .`"
+        )
+    register_schemas()
+    try:
+        with initialize_config_dir(config_dir=str(conf_dir), version_base="1.3"):
+            composed = compose(config_name="config", overrides=list(overrides))
+        config = OmegaConf.to_object(composed)
+    except UserError as error:
+        raise ConfigError(_locate(error, composed)) from None
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(_explain(error, overrides)) from error
+    _check_finite(config, "")
+    return config
+
+
+def _check_finite(value: object, path: str) -> None:
+    """No setting is NaN or infinite: such a number passes every comparison with a bound."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{path} = {value} is no finite number")
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_finite(item, f"{path}.{key}".lstrip("."))
+
+
+def _locate(error: UserError, composed: DictConfig) -> str:
+    """The message of a schema that refused its values, with the path of the group it is in."""
+    path, node = "", composed
+    while True:
+        for key, child in node.items_ex(resolve=False):
+            if isinstance(child, DictConfig) and child._metadata.object_type not in (dict, None):
+                try:
+                    OmegaConf.to_object(child)
+                except UserError:
+                    path, node = f"{path}.{key}".lstrip("."), child
+                    break
+        else:
+            message = str(error)
+            return message if message.startswith(f"{path}.") else f"in {path}: {message}"
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> str:
+    """One message out of Hydra's chain of exceptions, with where to look."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if isinstance(cause, UserError):
+        return str(cause)
+    lines = [" ".join(str(error).split("\n")).strip()]
+    if cause is not error:
+        lines.append(" ".join(str(cause).split("\n")).strip())
+    lines.append(f"Overrides given: {' '.join(overrides) or 'none'}.")
+    lines.append(
+        "Choices and their files are in conf/; every key, its type and its meaning in "
+        "megatron_r1/config/. A setting is named group.key, e.g. rollout.temperature=0.7. In a "
+        "mapping a new key takes +, e.g. +reward.weights.mine=0.2, and ~reward.weights.format "
+        "removes one"
+    )
+    return "\n".join(lines)
+
+
+def to_yaml(config: run.RunConfig) -> str:
+    """The resolved configuration, as it is printed and saved."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def world_size_from_environment() -> int:
+    """Processes of this job: torchrun sets WORLD_SIZE; alone it is 1."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,169 @@
+"""What a whole run is: every group of `conf/`, and the checks that span them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megatron_r1.config.algo import GrpoConfig
+from megatron_r1.config.cluster import ClusterConfig
+from megatron_r1.config.data import DataConfig, PromptSourceKind
+from megatron_r1.config.model import DeepseekV3Config, ModelConfig, Qwen2Config
+from megatron_r1.config.optimizer import OptimizerConfig
+from megatron_r1.config.parallel import ParallelConfig
+from megatron_r1.config.precision import PrecisionConfig
+from megatron_r1.config.reward import RewardConfig
+from megatron_r1.config.rollout import RolloutConfig
+from megatron_r1.config.stage import StageConfig, TinyBaseConfig, TinyR1ZeroConfig
+from megatron_r1.config.telemetry import TelemetryConfig
+from megatron_r1.errors import ConfigError
+
+
+@dataclass(kw_only=True)
+class RunIdentity:
+    """Who this run is. The name is the identity: starting it again resumes it."""
+
+    name: str = "r1_zero"
+    root: str = "runs"
+    seed: int = 1
+    overwrite: bool = False
+    """Delete what an earlier run of this name left, and start over."""
+
+    def __post_init__(self) -> None:
+        parts = Path(self.name).parts
+        if not parts or Path(self.name).is_absolute() or ".." in parts:
+            raise ConfigError(f"run.name must name a folder inside run.root, got {self.name!r}")
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError(f"run.seed must be in [0, 2^31), got {self.seed}")
+
+    @property
+    def dir(self) -> Path:
+        return Path(self.root) / self.name
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """The resolved configuration: printed, saved beside the run, never written to."""
+
+    run: RunIdentity = field(default_factory=RunIdentity)
+    stage: StageConfig
+    model: ModelConfig
+    parallel: ParallelConfig
+    algo: GrpoConfig
+    reward: RewardConfig
+    data: DataConfig
+    rollout: RolloutConfig
+    precision: PrecisionConfig
+    optimizer: OptimizerConfig
+    cluster: ClusterConfig
+    telemetry: TelemetryConfig
+
+    def validate(self, world_size: int) -> None:
+        """Check what spans groups, before anything is built.
+
+        Raises:
+            ConfigError: with the settings' paths, their values and a way out.
+        """
+        _check_degrees(self.parallel, world_size)
+        _check_model_fits_degrees(self.model, self.parallel)
+        _check_lengths(self)
+        _check_stage(self)
+
+
+def _check_lengths(config: RunConfig) -> None:
+    """A prompt with its longest response fits the model and a micro-batch."""
+    if isinstance(config.stage, TinyBaseConfig):
+        return  # samples nothing
+    prompt, response = config.data.max_prompt_tokens, config.rollout.max_response_tokens
+    longest = f"data.max_prompt_tokens + rollout.max_response_tokens = {prompt} + {response}"
+    if prompt + response > config.model.max_positions:
+        raise ConfigError(
+            f"{longest} exceeds model.max_positions = {config.model.max_positions}. Lower one of "
+            "the two"
+        )
+    capacity = config.parallel.max_tokens_per_microbatch
+    if prompt + response > capacity:
+        raise ConfigError(
+            f"{longest} exceeds parallel.max_tokens_per_microbatch = {capacity}. Set that to "
+            f"{prompt + response} or more, or lower one of the two"
+        )
+
+
+def _check_stage(config: RunConfig) -> None:
+    """What a stage would only find out after minutes, or silently ignore."""
+    stage = config.stage
+    if isinstance(stage, TinyR1ZeroConfig):
+        if stage.evaluation.num_problems > config.data.heldout_problems:
+            raise ConfigError(
+                f"stage.evaluation.num_problems = {stage.evaluation.num_problems} exceeds "
+                f"data.heldout_problems = {config.data.heldout_problems}. Lower the one or raise "
+                "the other"
+            )
+    if isinstance(stage, TinyBaseConfig | TinyR1ZeroConfig):
+        if config.data.source is not PromptSourceKind.reasoning_gym:
+            raise ConfigError(
+                f"stage.name = {stage.name} trains its base on a synthetic corpus, which is "
+                "written for data=chain_sum. For other data use stage=r1_zero model.init_from=DIR"
+            )
+        for setting, value in (
+            ("model.init_from", config.model.init_from),
+            ("data.tokenizer", config.data.tokenizer),
+        ):
+            if value is not None:
+                raise ConfigError(
+                    f"{setting} = {value} has no meaning for stage.name = {stage.name}, which "
+                    "makes its own base model and tokenizer. Leave it out, or use stage=r1_zero"
+                )
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)
+
+
+def _check_degrees(parallel: ParallelConfig, world_size: int) -> None:
+    model_ranks = parallel.tensor * parallel.pipeline
+    if world_size % model_ranks:
+        raise ConfigError(
+            f"parallel: tensor * pipeline = {parallel.tensor} * {parallel.pipeline} = {model_ranks}"
+            f" does not divide the world size {world_size}. Choose a product out of "
+            f"{_divisors(world_size)}, or start another number of processes"
+        )
+    expert_ranks = parallel.expert * parallel.expert_tensor * parallel.pipeline
+    if world_size % expert_ranks:
+        raise ConfigError(
+            f"parallel: expert * expert_tensor * pipeline = {parallel.expert} * "
+            f"{parallel.expert_tensor} * {parallel.pipeline} = {expert_ranks} does not divide the "
+            f"world size {world_size}. Choose a product out of {_divisors(world_size)}, or start "
+            "another number of processes"
+        )
+
+
+def _check_model_fits_degrees(model: ModelConfig, parallel: ParallelConfig) -> None:
+    def check(what: str, value: int, setting: str, degree: int) -> None:
+        if value % degree:
+            raise ConfigError(
+                f"{what} = {value} is not divisible by parallel.{setting} = {degree}. "
+                f"Set parallel.{setting} to one of {_divisors(value)}"
+            )
+
+    check("model.num_attention_heads", model.num_attention_heads, "tensor", parallel.tensor)
+    check("model.ffn_hidden_size", model.ffn_hidden_size, "tensor", parallel.tensor)
+    check("model.num_layers", model.num_layers, "pipeline", parallel.pipeline)
+    if isinstance(model, DeepseekV3Config):
+        check("model.num_experts", model.num_experts, "expert", parallel.expert)
+        width = model.moe_ffn_hidden_size
+        check("model.moe_ffn_hidden_size", width, "expert_tensor", parallel.expert_tensor)
+        if parallel.tensor > 1 and not parallel.sequence_parallel:
+            raise ConfigError(
+                "parallel.sequence=false with parallel.tensor > 1 does not work with experts: "
+                "Megatron-Core asks for sequence parallelism there. Leave parallel.sequence unset"
+            )
+    else:
+        if parallel.expert > 1 or parallel.expert_tensor > 1:
+            raise ConfigError(
+                f"parallel.expert = {parallel.expert} and parallel.expert_tensor = "
+                f"{parallel.expert_tensor} need a model with experts, and model.name = {model.name}"
+                " has none. Set both to 1"
+            )
+    if isinstance(model, Qwen2Config):
+        check("model.num_kv_heads", model.num_kv_heads, "tensor", parallel.tensor)

@@ -1,0 +1,106 @@
+"""`conf/stage/`: what a run does, one schema per section of the paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from megatron_r1.config.corpus import CorpusConfig
+from megatron_r1.config.optimizer import DecayStyle, OptimizerConfig
+from megatron_r1.errors import ConfigError
+
+
+def _check_positive(config: object, name: str) -> None:
+    value = getattr(config, name)
+    if value < 1:
+        raise ConfigError(f"{name} must be >= 1, got {value}")
+
+
+@dataclass(kw_only=True)
+class EvalConfig:
+    """pass@1 on held-out problems, as the mean over samples (R1 supplement D.1)."""
+
+    num_problems: int = 256
+    samples_per_problem: int = 16
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 7919
+    """Keys the sampler; apart from `run.seed`, so that all runs answer under the same draws."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_problems", "samples_per_problem"):
+            _check_positive(self, name)
+
+
+@dataclass(kw_only=True)
+class StageConfig:
+    """What every stage has."""
+
+    name: str
+    checkpoint_every_steps: int = 100
+    """Saved after an update (RL: a phase) that reaches a multiple of this, and at the end."""
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_every_steps", "keep_checkpoints"):
+            _check_positive(self, name)
+
+
+@dataclass(kw_only=True)
+class R1ZeroConfig(StageConfig):
+    """DeepSeek-R1-Zero: GRPO on rule rewards. Defaults are the paper's (Nature 2025, Methods)."""
+
+    name: str = "r1_zero"
+    num_steps: int = 10_400
+    """Policy updates."""
+    prompts_per_step: int = 32
+    rollouts_per_prompt: int = 16
+    steps_per_phase: int = 16
+    """Updates made from one rollout phase: 16 x 32 x 16 = 8,192 rollouts, split at random."""
+    reference_refresh_steps: int = 400
+    """The reference becomes a copy of the policy after this many updates; 0 never refreshes it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_steps", "prompts_per_step", "rollouts_per_prompt", "steps_per_phase"):
+            _check_positive(self, name)
+        if self.rollouts_per_prompt < 2:
+            raise ConfigError(
+                "rollouts_per_prompt must be >= 2: an advantage compares rollouts of one "
+                f"prompt with each other, got {self.rollouts_per_prompt}"
+            )
+        if self.num_steps % self.steps_per_phase:
+            raise ConfigError(
+                f"num_steps = {self.num_steps} is not a multiple of "
+                f"steps_per_phase = {self.steps_per_phase}"
+            )
+
+
+@dataclass(kw_only=True)
+class TinyBaseConfig(StageConfig):
+    """A tiny base model, trained from scratch on the noisy synthetic corpus of `data/corpus.py`."""
+
+    name: str = "tiny_base"
+    num_steps: int = 700
+    sequences_per_step: int = 64
+    num_documents: int = 20_000
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            lr=4e-3, min_lr=4e-4, warmup_steps=20, decay=DecayStyle.cosine, beta2=0.99
+        )
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_steps", "sequences_per_step", "num_documents"):
+            _check_positive(self, name)
+
+
+@dataclass(kw_only=True)
+class TinyR1ZeroConfig(StageConfig):
+    """The quickstart: `tiny_base`, its evaluation, `r1_zero` from it, and the evaluation again."""
+
+    name: str = "tiny_r1_zero"
+    base: TinyBaseConfig = field(default_factory=TinyBaseConfig)
+    zero: R1ZeroConfig = field(default_factory=R1ZeroConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)

@@ -1,0 +1,98 @@
+"""Problems of one's own: a JSONL file, one object a line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from megatron_r1.data import gym_tasks
+from megatron_r1.data.problems import Problem
+from megatron_r1.errors import ConfigError, DataError
+
+GRADERS = ("math", "exact")
+
+
+def read_jsonl(path: str | Path) -> list[Problem]:
+    """Read ``question``, ``answer`` and optional ``id`` and ``grader``; other keys are left alone.
+
+    Without an id a problem is named after the file and its line. The grader is ``math`` unless
+    named.
+
+    Raises:
+        DataError: the file is missing or holds no problem, or a line is unusable: ``file:line``,
+            what is wrong, and how the line starts.
+    """
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(
+            f"prompt file {path}: {error.strerror}. "
+            "Set data.path or data.heldout_path to a JSONL file"
+        ) from error
+    problems = [
+        _to_problem(line, Path(path), number)
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    if not problems:
+        raise DataError(f"prompt file {path} holds no problem. Write one JSON object a line")
+    return problems
+
+
+def _to_problem(line: bytes, path: Path, number: int) -> Problem:
+    try:
+        return _parse(line, default_id=f"{path.stem}/{number}")
+    except (ValueError, RecursionError) as error:
+        start = line[:60].decode("utf-8", errors="backslashreplace")
+        raise DataError(f"{path}:{number}: {error}. The line starts {start!r}") from error
+
+
+def _parse(line: bytes, default_id: str) -> Problem:
+    """One line; raises ValueError with what is wrong."""
+    try:
+        record = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start + 1} of the line") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"expected an object, got {type(record).__name__}")
+    question, answer = _text(record, "question"), _text(record, "answer")
+    grader = _text(record, "grader") if "grader" in record else "math"
+    return Problem(
+        id=_text(record, "id") if "id" in record else default_id,
+        question=question,
+        answer=answer,
+        grader=grader,
+        grader_data=_grader_data(grader, question, answer),
+    )
+
+
+def _text(record: dict[str, Any], key: str) -> str:
+    if key not in record:
+        raise ValueError(f"key {key!r} is missing")
+    value = record[key]
+    if not isinstance(value, str):
+        raise ValueError(f"{key!r} must be a string, got {type(value).__name__} {value!r}")
+    if not value.strip():
+        raise ValueError(f"{key!r} is empty")
+    if any("\ud800" <= char <= "\udfff" for char in value):
+        raise ValueError(f"{key!r} holds half of a surrogate pair, which is no character")
+    return value
+
+
+def _grader_data(grader: str, question: str, answer: str) -> dict[str, Any]:
+    """What the grader needs besides the answer; raises ValueError for a grader that is unknown."""
+    if grader in GRADERS:
+        return {}
+    if not grader.startswith(gym_tasks.GRADER_PREFIX):
+        raise ValueError(
+            f"grader {grader!r} is unknown: choose {', '.join(GRADERS)} or "
+            f"{gym_tasks.GRADER_PREFIX}<task>"
+        )
+    try:
+        gym_tasks.check_task(grader.removeprefix(gym_tasks.GRADER_PREFIX))
+    except ConfigError as error:
+        raise ValueError(f"grader {grader!r}: {error}") from error
+    return {"entry": {"question": question, "answer": answer, "metadata": {}}, "options": {}}

@@ -1,0 +1,191 @@
+"""The prompts of a run: which problems, in which order; rendered when they are drawn."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import lru_cache
+
+from megatron_r1.config.data import DataConfig, PromptSourceKind
+from megatron_r1.data.gym_tasks import generate_problems
+from megatron_r1.data.jsonl import read_jsonl
+from megatron_r1.data.problems import (
+    Problem,
+    Splits,
+    remove_duplicates,
+    split_by_hash,
+    split_corpus,
+)
+from megatron_r1.data.templates import render
+from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.errors import DataError
+from megatron_r1.types import Prompt
+
+
+class PromptSource:
+    """Endless prompts from `train`, in an order that depends on the seed and the epoch alone.
+
+    `train`, `heldout` and `corpus` are disjoint by question. `num_dropped` problems had a longer
+    prompt than `data.max_prompt_tokens`.
+    """
+
+    def __init__(
+        self,
+        splits: Splits,
+        *,
+        config: DataConfig,
+        tokenizer: Tokenizer,
+        seed: int,
+        num_dropped: int,
+    ) -> None:
+        self.train = splits.train
+        self.corpus = splits.corpus
+        self.heldout = splits.heldout_side[: config.heldout_problems]
+        self.num_dropped = num_dropped
+        self._config = config
+        self._tokenizer = tokenizer
+        self._seed = seed
+        self._num_draws = 0
+
+    def take(self, n: int) -> list[Prompt]:
+        """The next n prompts; `Prompt.draw` goes on from one call to the next."""
+        draws = range(self._num_draws, self._num_draws + n)
+        self._num_draws += n
+        return [self._to_prompt(self._drawn(draw), draw) for draw in draws]
+
+    def heldout_prompts(self, n: int | None = None) -> list[Prompt]:
+        """The first n held-out problems (None: all), with draws 0 to n - 1.
+
+        Raises:
+            DataError: fewer are held out.
+        """
+        if n is not None and n > len(self.heldout):
+            raise DataError(
+                f"the evaluation asks for {n} held-out problems, and data.heldout_problems = "
+                f"{len(self.heldout)}. Raise it, or lower the evaluation's num_problems"
+            )
+        return [self._to_prompt(problem, draw) for draw, problem in enumerate(self.heldout[:n])]
+
+    @property
+    def num_draws(self) -> int:
+        """Prompts taken so far: all that `seek` needs to go on from here in another process."""
+        return self._num_draws
+
+    def seek(self, num_draws: int) -> None:
+        self._num_draws = num_draws
+
+    def _drawn(self, draw: int) -> Problem:
+        epoch, position = divmod(draw, len(self.train))
+        if not self._config.shuffle:
+            return self.train[position]
+        return self.train[_epoch_order(len(self.train), self._seed, epoch)[position]]
+
+    def _to_prompt(self, problem: Problem, draw: int) -> Prompt:
+        text = render(self._config.template, problem.question)
+        return Prompt(
+            id=problem.id,
+            draw=draw,
+            question=problem.question,
+            text=text,
+            token_ids=self._tokenizer.encode(text),
+            answer=problem.answer,
+            grader=problem.grader,
+            grader_data=problem.grader_data,
+        )
+
+
+def open_prompts(config: DataConfig, tokenizer: Tokenizer, *, seed: int) -> PromptSource:
+    """Load or generate the problems, drop duplicates and long ones, and split the rest.
+
+    Raises:
+        ConfigError: unknown task, option or template.
+        DataError: an unusable file, every prompt too long, or too few problems for a split.
+    """
+    if config.source is PromptSourceKind.jsonl:
+        problems = read_jsonl(str(config.path))
+    else:
+        problems = generate_problems(config.task, config.task_options, config.num_problems)
+    distinct = remove_duplicates(problems)
+    kept = _drop_long(distinct, config, tokenizer)
+    num_dropped = len(distinct) - len(kept)
+
+    if config.source is PromptSourceKind.jsonl and config.heldout_path is not None:
+        heldout = remove_duplicates(read_jsonl(config.heldout_path))
+        kept_heldout = _drop_long(heldout, config, tokenizer)
+        num_dropped += len(heldout) - len(kept_heldout)
+        splits = _split_with_file(kept, kept_heldout, config.corpus_frac)
+    else:
+        splits = split_by_hash(kept, corpus_frac=config.corpus_frac)
+    _check_sizes(splits, config)
+    return PromptSource(
+        splits, config=config, tokenizer=tokenizer, seed=seed, num_dropped=num_dropped
+    )
+
+
+def open_corpus(config: DataConfig) -> tuple[Problem, ...]:
+    """The problems that only the synthetic corpus may use; `open_prompts` never draws them."""
+    problems = generate_problems(config.task, config.task_options, config.num_problems)
+    corpus = split_by_hash(remove_duplicates(problems), corpus_frac=config.corpus_frac).corpus
+    if not corpus:
+        raise DataError(
+            f"no problem is set aside for the synthetic corpus: data.corpus_frac = "
+            f"{config.corpus_frac} of data.num_problems = {config.num_problems}. Raise one of them"
+        )
+    return corpus
+
+
+def _split_with_file(
+    problems: Sequence[Problem], heldout: Sequence[Problem], corpus_frac: float
+) -> Splits:
+    """Held-out problems from a file of their own; their questions are kept out of the others."""
+    questions = {problem.question for problem in heldout}
+    others = [problem for problem in problems if problem.question not in questions]
+    train, corpus = split_corpus(others, corpus_frac=corpus_frac)
+    return Splits(train=train, corpus=corpus, heldout_side=tuple(heldout))
+
+
+def _drop_long(
+    problems: Sequence[Problem], config: DataConfig, tokenizer: Tokenizer
+) -> list[Problem]:
+    """The problems whose prompts have at most `data.max_prompt_tokens` tokens."""
+    lengths = tokenizer.lengths([render(config.template, p.question) for p in problems])
+    kept = [
+        problem
+        for problem, length in zip(problems, lengths, strict=True)
+        if length <= config.max_prompt_tokens
+    ]
+    if not kept:
+        raise DataError(
+            f"every prompt is longer than data.max_prompt_tokens = {config.max_prompt_tokens}; the "
+            f"shortest of {len(problems)} has {min(lengths)} tokens. Set it to that or more"
+        )
+    return kept
+
+
+def _check_sizes(splits: Splits, config: DataConfig) -> None:
+    available = len(splits.heldout_side)
+    if available < config.heldout_problems:
+        raise DataError(
+            f"data.heldout_problems = {config.heldout_problems}, and only {available} distinct "
+            "problems can be held out. Lower it, or "
+            + (
+                "supply more problems in data.heldout_path (without one, a tenth of data.path)"
+                if config.source is PromptSourceKind.jsonl
+                else f"raise data.num_problems = {config.num_problems} (a tenth of the distinct "
+                "ones can be held out), or widen data.task_options"
+            )
+        )
+    if not splits.train:
+        raise DataError(
+            f"no problem is left to train on: {len(splits.corpus)} belong to the corpus "
+            f"(data.corpus_frac = {config.corpus_frac}) and {available} to the held-out side. "
+            "Supply more problems or lower data.corpus_frac"
+        )
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(num_problems: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """A function of its arguments alone, so that resuming needs no generator's state."""
+    order = list(range(num_problems))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return tuple(order)

@@ -1,0 +1,1 @@
+"""How good a policy is on problems it has never seen. Start at `runner.py`."""

@@ -1,0 +1,188 @@
+"""Self-attention over a token stream: grouped-query and multi-latent, training and decoding.
+
+    T tokens of the stream     H heads of this rank       S x L sequences as a padded rectangle
+    K query and key width      G key heads of this rank   C cached columns, R rope width
+    V value width              D latent width
+
+Weights, projections and their parallelism are Megatron-Core's; ours is what attention
+looks at.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
+from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention
+from torch import Tensor
+
+from megatron_r1.models.layers import ReplicatedLinear
+from megatron_r1.models.rope import rotate
+from megatron_r1.models.stream import TokenStream
+
+
+class StreamSelfAttention(SelfAttention):
+    """Grouped-query attention (Qwen2.5)."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: None,
+        *,
+        packed_seq_params: TokenStream,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """[T, 1, width] -> [T, 1, width]; sharded along T under sequence parallelism."""
+        stream = packed_seq_params
+        query, key, value = self.get_query_key_value_tensors(hidden_states)
+        angles = (stream.rope_cos_TK, stream.rope_sin_TK)
+        q_THK = rotate(query.squeeze(1), *angles, interleaved=False)
+        k_TGK = rotate(key.squeeze(1), *angles, interleaved=False)
+        v_TGK = value.squeeze(1)
+        scale = k_TGK.shape[-1] ** -0.5
+        if stream.cache is not None:
+            columns = torch.cat((k_TGK.flatten(1), v_TGK.flatten(1)), dim=-1)
+            rows_T, positions_T = stream.cache_rows_T, stream.positions_T
+            stream.cache.write(self.layer_number, rows_T, positions_T, columns)
+        if stream.decoding:
+            out_THK = self._decode(q_THK, stream, scale)
+        else:
+            repeats = q_THK.shape[1] // k_TGK.shape[1]
+            k_THK, v_THK = (x.repeat_interleave(repeats, dim=1) for x in (k_TGK, v_TGK))
+            out_THK = causal_attention(q_THK, k_THK, v_THK, stream, scale=scale)
+        return self.linear_proj(out_THK.flatten(1).unsqueeze(1))
+
+    def _decode(self, q_THK: Tensor, stream: TokenStream, scale: float) -> Tensor:
+        num_tokens, num_heads, width = q_THK.shape
+        groups = self.num_query_groups_per_partition
+        cached = stream.cache.read(self.layer_number, num_tokens, stream.max_context)
+        k_TGCK, v_TGCK = (
+            x.unflatten(-1, (groups, width)).transpose(1, 2) for x in cached.chunk(2, dim=-1)
+        )
+        q_TGHK = q_THK.unflatten(1, (groups, num_heads // groups))
+        scores_TGHC = (q_TGHK @ k_TGCK.transpose(-1, -2)).float() * scale
+        mask = ~stream.context_mask_TC[:, None, None, :]
+        probs = torch.softmax(scores_TGHC.masked_fill_(mask, float("-inf")), dim=-1)
+        return (probs.to(v_TGCK.dtype) @ v_TGCK).flatten(1, 2)
+
+
+class StreamLatentAttention(MLASelfAttention):
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1; V3 section 2.1.1).
+
+    Decoding absorbs the up-projections into query and output, and the cache holds latents alone.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Megatron's constructor accepts its own linears only; see ReplicatedLinear for why not
+        # those.
+        config = self.config
+        self.linear_q_down_proj = ReplicatedLinear(
+            config.hidden_size, config.q_lora_rank, config=config, init_method=config.init_method
+        )
+        self.linear_kv_down_proj = ReplicatedLinear(
+            config.hidden_size,
+            config.kv_lora_rank + config.qk_pos_emb_head_dim,
+            config=config,
+            init_method=config.init_method,
+        )
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: None,
+        *,
+        packed_seq_params: TokenStream,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """[T, 1, width] -> [T, 1, width]; sharded along T under sequence parallelism."""
+        stream = packed_seq_params
+        angles = (stream.rope_cos_TK, stream.rope_sin_TK)
+        nope, rope = self.config.qk_head_dim, self.config.qk_pos_emb_head_dim
+
+        q_latent = self.q_layernorm(self.linear_q_down_proj(hidden_states)[0])
+        q_THK = self.linear_q_up_proj(q_latent)[0].squeeze(1).unflatten(-1, (-1, nope + rope))
+        q_nope_THK, q_rope_THR = q_THK.split((nope, rope), dim=-1)
+        q_rope_THR = rotate(q_rope_THR, *angles, interleaved=True)
+
+        latent, k_rope = self.linear_kv_down_proj(hidden_states)[0].split(
+            (self.config.kv_lora_rank, rope), dim=-1
+        )
+        latent = self.kv_layernorm(latent)
+        # Every rank's heads read the one rope key, so its gradient is summed over them.
+        k_rope_TR = self._to_all_heads(k_rope).squeeze(1)
+        k_rope_TR = rotate(k_rope_TR.unsqueeze(1), *angles, interleaved=True).squeeze(1)
+
+        if stream.cache is not None:
+            columns = torch.cat((self._whole_stream(latent).squeeze(1), k_rope_TR), dim=-1)
+            rows_T, positions_T = stream.cache_rows_T, stream.positions_T
+            stream.cache.write(self.layer_number, rows_T, positions_T, columns)
+        if stream.decoding:
+            out_THV = self._decode(q_nope_THK, q_rope_THR, stream)
+        else:
+            kv_THK = self.linear_kv_up_proj(latent)[0].squeeze(1)
+            kv_THK = kv_THK.unflatten(-1, (-1, nope + self.config.v_head_dim))
+            k_nope_THK, v_THV = kv_THK.split((nope, self.config.v_head_dim), dim=-1)
+            k_rope_THR = k_rope_TR.unsqueeze(1).expand(-1, k_nope_THK.shape[1], -1)
+            out_THV = causal_attention(
+                torch.cat((q_nope_THK, q_rope_THR), dim=-1),
+                torch.cat((k_nope_THK, k_rope_THR), dim=-1),
+                v_THV,
+                stream,
+                scale=self.softmax_scale,
+            )
+        return self.linear_proj(out_THV.flatten(1).unsqueeze(1))
+
+    def _decode(self, q_nope_THK: Tensor, q_rope_THR: Tensor, stream: TokenStream) -> Tensor:
+        """Attention among latents: q W_uk against them, then W_uv on their weighted sum."""
+        weight_HKD = self.linear_kv_up_proj.weight.unflatten(0, (q_nope_THK.shape[1], -1))
+        up_k_HKD, up_v_HVD = weight_HKD.split((q_nope_THK.shape[-1], self.config.v_head_dim), dim=1)
+        q_latent_THD = torch.bmm(q_nope_THK.transpose(0, 1), up_k_HKD).transpose(0, 1)
+        q_THK = torch.cat((q_latent_THD, q_rope_THR), dim=-1)
+        cached_TCK = stream.cache.read(self.layer_number, q_THK.shape[0], stream.max_context)
+        scores_THC = torch.bmm(q_THK, cached_TCK.transpose(1, 2)).float() * self.softmax_scale
+        mask = ~stream.context_mask_TC[:, None, :]
+        probs_THC = torch.softmax(scores_THC.masked_fill_(mask, float("-inf")), dim=-1)
+        latent_TCD = cached_TCK[..., : self.config.kv_lora_rank]
+        out_THD = torch.bmm(probs_THC.to(latent_TCD.dtype), latent_TCD)
+        return torch.bmm(out_THD.transpose(0, 1), up_v_HVD.transpose(1, 2)).transpose(0, 1)
+
+    def _to_all_heads(self, x: Tensor) -> Tensor:
+        if self.config.sequence_parallel:
+            return gather_from_sequence_parallel_region(x, group=self.tp_group)
+        return copy_to_tensor_model_parallel_region(x, group=self.tp_group)
+
+    def _whole_stream(self, x: Tensor) -> Tensor:
+        if self.config.sequence_parallel:
+            return gather_from_sequence_parallel_region(x, group=self.tp_group)
+        return x
+
+
+def causal_attention(
+    q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, stream: TokenStream, *, scale: float
+) -> Tensor:
+    """Block-diagonal causal attention: each token sees itself and the earlier ones of its sequence.
+
+    Sequences of like length are attended side by side as rectangles padded on the right, where the
+    causal mask already hides the padding from every real token.
+
+    Returns: [T, H, V].
+    """
+    value_width = v_THV.shape[-1]
+    if value_width < k_THK.shape[-1]:
+        # The fused kernels want one width for keys and values; zeros add nothing to the output.
+        v_THV = F.pad(v_THV, (0, k_THK.shape[-1] - value_width))
+    parts, tokens = [], []
+    for lengths in stream.length_classes:
+        q, k, v = (x[lengths.gather_SL].transpose(1, 2) for x in (q_THK, k_THK, v_THV))
+        out_SHLV = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        parts.append(out_SHLV.transpose(1, 2)[lengths.valid_SL])
+        tokens.append(lengths.gather_SL[lengths.valid_SL])
+    out_THV = torch.cat(parts)[torch.argsort(torch.cat(tokens))]
+    return out_THV[..., :value_width]

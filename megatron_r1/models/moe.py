@@ -1,0 +1,80 @@
+"""The router's balance loss and load counts over the sequences of a packed stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
+from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.transformer_layer import TransformerLayer
+from torch import Tensor
+
+from megatron_r1.models.stream import TokenStream
+
+
+class StreamRouter(TopKRouter):
+    """Megatron's router, with DeepSeek-V3's balance loss for each sequence of a packed stream.
+
+    Megatron's own version takes the whole packed stream for one sequence, so that the loss would
+    change with the packing.
+    """
+
+    stream: TokenStream | None = None
+    """The stream of the current forward pass; set by `StreamLayer`."""
+
+    def _apply_seq_aux_loss(
+        self,
+        probs: Tensor,
+        scores_for_aux_loss: Tensor,
+        routing_map: Tensor,
+        seq_length: int,
+        bsz: int,
+        with_padding_mask: bool = False,
+    ) -> Tensor:
+        """V3 report (arXiv:2412.19437) Eq. 17 to 20, averaged over the sequences of the whole step.
+
+        Args:
+            probs: [tokens, E]; carries the loss's gradient into the graph.
+            scores_for_aux_loss: [tokens, E]; sigmoid scores normalised over experts, s' in Eq. 19.
+            routing_map: [tokens, E]; bool, the top experts of each token.
+        """
+        stream = self.stream
+        ids_t = self._shard(stream.sequence_ids_T)
+        lengths_S1 = torch.tensor(stream.seq_lengths, device=ids_t.device)[:, None]
+        num_sequences, num_experts = len(stream.seq_lengths), self.config.num_moe_experts
+        load_SE = torch.zeros(num_sequences, num_experts, device=ids_t.device)
+        load_SE.index_add_(0, ids_t, routing_map.float())
+        if self.tp_cp_group.size() > 1:  # tokens of a sequence may lie on several ranks
+            dist.all_reduce(load_SE, group=self.tp_cp_group)
+        frequency_SE = load_SE * num_experts / (self.topk * lengths_S1)
+        # This rank's part of the mean score; the ranks' losses add up to the whole.
+        mean_score_SE = torch.zeros_like(load_SE).index_add(0, ids_t, scores_for_aux_loss.float())
+        loss_S = (frequency_SE * mean_score_SE / lengths_S1).sum(dim=1)
+        if stream.num_padding:
+            loss_S = loss_S[:-1]
+        coefficient = self.get_aux_loss_coeff("seq_aux_loss") * stream.balance_scale
+        return MoEAuxLossAutoScaler.apply(probs, coefficient * loss_S.sum())
+
+    def _apply_expert_bias(self, routing_map: Tensor, padding_mask: Tensor | None = None) -> None:
+        """Count the load of each expert over real tokens; Megatron moves the bias once a step."""
+        if self.enable_expert_bias and torch.is_grad_enabled():
+            is_token_t1 = self._shard(self.stream.is_token_T)[:, None]
+            self.local_tokens_per_expert += (routing_map & is_token_t1).sum(dim=0)
+
+    def _shard(self, x_T: Tensor) -> Tensor:
+        """This rank's part of the stream under sequence parallelism."""
+        if not self.config.sequence_parallel:
+            return x_T
+        return x_T.chunk(self.tp_group.size())[self.tp_group.rank()]
+
+
+class StreamLayer(TransformerLayer):
+    """A transformer layer that tells its router which stream it routes."""
+
+    def forward(self, *args: Any, packed_seq_params: TokenStream, **kwargs: Any) -> Any:
+        router = getattr(self.mlp, "router", None)
+        if router is not None:
+            router.stream = packed_seq_params
+        return super().forward(*args, packed_seq_params=packed_seq_params, **kwargs)

@@ -1,0 +1,60 @@
+"""Rotary position embedding: a table of angles, indexed by a token's position."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import YarnRotaryEmbedding
+from torch import Tensor
+
+from megatron_r1.config.model import RopeConfig, RopeScaling
+
+
+class RopeTable:
+    """cos and sin of every position up to `max_positions`; float32, [positions, dim / 2]."""
+
+    def __init__(
+        self, config: RopeConfig, *, dim: int, max_positions: int, device: torch.device
+    ) -> None:
+        frequencies, magnitude = _frequencies(config, dim)
+        positions = torch.arange(max_positions, dtype=torch.float32, device=device)
+        angles = torch.outer(positions, frequencies.to(device))
+        self._cos, self._sin = angles.cos() * magnitude, angles.sin() * magnitude
+
+    def at(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+        return self._cos[positions_T], self._sin[positions_T]
+
+
+def _frequencies(config: RopeConfig, dim: int) -> tuple[Tensor, float]:
+    """Radians per position of each channel pair, and the factor on cos and sin."""
+    if config.scaling is RopeScaling.yarn:
+        embedding = YarnRotaryEmbedding(
+            dim,
+            rotary_base=config.theta,
+            scaling_factor=config.factor,
+            original_max_position_embeddings=config.original_max_positions,
+            beta_fast=config.beta_fast,
+            beta_slow=config.beta_slow,
+            mscale=config.mscale,
+            mscale_all_dim=config.mscale_all_dim,
+            use_cpu_initialization=True,
+        )
+        angles_at_01, magnitude = embedding.get_emb(2)
+        return angles_at_01[1, 0, 0, : dim // 2], magnitude
+    return config.theta ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim), 1.0
+
+
+def rotate(x_THK: Tensor, cos_TK: Tensor, sin_TK: Tensor, *, interleaved: bool) -> Tensor:
+    """Rotate pairs of channels by each token's angles; computed in float32.
+
+    `interleaved` pairs channel 2i with 2i + 1, as DeepSeek-V3's weights do, and returns the pairs
+    split into halves, which leaves dot products between rotated vectors unchanged. Otherwise
+    channel i goes with i + K / 2 (Llama, Qwen).
+    """
+    x = x_THK.float()
+    if interleaved:
+        first, second = x[..., 0::2], x[..., 1::2]
+    else:
+        first, second = x.chunk(2, dim=-1)
+    cos, sin = cos_TK[:, None, :], sin_TK[:, None, :]
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return rotated.to(x_THK.dtype)

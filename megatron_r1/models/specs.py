@@ -1,0 +1,205 @@
+"""From our model configuration to Megatron-Core's: transformer config and layer specs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
+from megatron.core.transformer.multi_latent_attention import MLASelfAttentionSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
+
+from megatron_r1.config.model import DeepseekV3Config, ModelConfig, Qwen2Config, RopeScaling
+from megatron_r1.config.parallel import ParallelConfig
+from megatron_r1.models.attention import StreamLatentAttention, StreamSelfAttention
+from megatron_r1.models.layers import RmsNorm
+from megatron_r1.models.moe import StreamLayer, StreamRouter
+
+
+def transformer_config(
+    model: ModelConfig, parallel: ParallelConfig, dtype: torch.dtype
+) -> TransformerConfig:
+    """Megatron-Core's configuration of this model in this layout."""
+    common: dict[str, Any] = dict(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        layernorm_epsilon=model.norm_eps,
+        init_method_std=model.init_std,
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        apply_rope_fusion=False,
+        persist_layer_norm=False,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        use_cpu_initialization=not torch.cuda.is_available(),
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        expert_model_parallel_size=parallel.expert,
+        expert_tensor_parallel_size=parallel.expert_tensor,
+        sequence_parallel=parallel.sequence_parallel,
+        # Streams differ in length from one micro-batch to the next; only all-to-all takes that.
+        variable_seq_lengths=True,
+        moe_token_dispatcher_type="alltoall",
+        # Losses come normalised over the whole step: gradients are summed, never averaged.
+        calculate_per_token_loss=True,
+    )
+    if isinstance(model, DeepseekV3Config):
+        return MLATransformerConfig(**common, **_deepseek_v3_fields(model))
+    assert isinstance(model, Qwen2Config), f"no Megatron configuration for {type(model).__name__}"
+    return TransformerConfig(
+        **common,
+        num_query_groups=model.num_kv_heads,
+        kv_channels=model.head_dim,
+        add_qkv_bias=model.qkv_bias,
+    )
+
+
+def _deepseek_v3_fields(model: DeepseekV3Config) -> dict[str, Any]:
+    yarn = model.rope.scaling is RopeScaling.yarn
+    num_sparse = model.num_layers - model.num_dense_layers
+    return dict(
+        multi_latent_attention=True,
+        q_lora_rank=model.q_lora_rank,
+        kv_lora_rank=model.kv_lora_rank,
+        qk_head_dim=model.qk_nope_head_dim,
+        qk_pos_emb_head_dim=model.qk_rope_head_dim,
+        v_head_dim=model.v_head_dim,
+        qk_layernorm=True,
+        rope_type="yarn" if yarn else "rope",
+        rotary_base=model.rope.theta,
+        # The softmax scale is multiplied by mscale(factor, mscale_all_dim) squared; 1 without YaRN.
+        rotary_scaling_factor=model.rope.factor if yarn else 1.0,
+        mscale=model.rope.mscale,
+        mscale_all_dim=model.rope.mscale_all_dim,
+        original_max_position_embeddings=model.rope.original_max_positions,
+        beta_fast=model.rope.beta_fast,
+        beta_slow=model.rope.beta_slow,
+        num_moe_experts=model.num_experts,
+        moe_layer_freq=[0] * model.num_dense_layers + [1] * num_sparse,
+        moe_ffn_hidden_size=model.moe_ffn_hidden_size,
+        moe_shared_expert_intermediate_size=(
+            model.num_shared_experts * model.moe_ffn_hidden_size or None
+        ),
+        moe_router_topk=model.experts_per_token,
+        moe_router_num_groups=model.num_expert_groups,
+        moe_router_group_topk=model.groups_per_token,
+        moe_router_topk_scaling_factor=model.routed_scaling,
+        moe_router_score_function="sigmoid",
+        moe_router_pre_softmax=True,
+        moe_router_enable_expert_bias=True,
+        moe_router_bias_update_rate=model.bias_update_rate,
+        moe_router_load_balancing_type="seq_aux_loss",
+        moe_aux_loss_coeff=model.balance_loss,
+        moe_router_dtype="fp32",
+        moe_grouped_gemm=False,
+    )
+
+
+def block_spec(
+    model: ModelConfig, config: TransformerConfig, *, first_layer: int, num_layers: int
+) -> TransformerBlockSubmodules:
+    """Layers first_layer .. first_layer + num_layers - 1 (from 0) of this family, for one stage."""
+    if isinstance(model, DeepseekV3Config):
+        attention = _latent_attention_spec()
+        num_dense = model.num_dense_layers
+    else:
+        attention = _grouped_query_attention_spec()
+        num_dense = model.num_layers
+    layers = [
+        _layer_spec(attention, _dense_mlp_spec() if i < num_dense else _moe_spec())
+        for i in range(first_layer, first_layer + num_layers)
+    ]
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=RmsNorm)
+
+
+def _layer_spec(attention: ModuleSpec, mlp: ModuleSpec) -> ModuleSpec:
+    return ModuleSpec(
+        module=StreamLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RmsNorm,
+            self_attention=attention,
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=RmsNorm,
+            mlp=mlp,
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+
+
+class _NoCoreAttention(torch.nn.Module):
+    """Megatron's attention classes build a core; ours attend in their own forward."""
+
+    def __init__(self, **unused: Any) -> None:
+        super().__init__()
+
+
+def _latent_attention_spec() -> ModuleSpec:
+    return ModuleSpec(
+        module=StreamLatentAttention,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=MLASelfAttentionSubmodules(
+            linear_q_proj=ColumnParallelLinear,
+            linear_q_down_proj=ColumnParallelLinear,
+            linear_q_up_proj=ColumnParallelLinear,
+            linear_kv_down_proj=ColumnParallelLinear,
+            linear_kv_up_proj=ColumnParallelLinear,
+            core_attention=_NoCoreAttention,
+            linear_proj=RowParallelLinear,
+            q_layernorm=RmsNorm,
+            kv_layernorm=RmsNorm,
+        ),
+    )
+
+
+def _grouped_query_attention_spec() -> ModuleSpec:
+    return ModuleSpec(
+        module=StreamSelfAttention,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=ColumnParallelLinear,
+            core_attention=_NoCoreAttention,
+            linear_proj=RowParallelLinear,
+            q_layernorm=IdentityOp,
+            k_layernorm=IdentityOp,
+        ),
+    )
+
+
+def _mlp_submodules() -> MLPSubmodules:
+    return MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+
+
+def _dense_mlp_spec() -> ModuleSpec:
+    return ModuleSpec(module=MLP, submodules=_mlp_submodules())
+
+
+def _moe_spec() -> ModuleSpec:
+    return ModuleSpec(
+        module=MoELayer,
+        submodules=MoESubmodules(
+            router=StreamRouter,
+            experts=ModuleSpec(module=SequentialMLP, submodules=_mlp_submodules()),
+            shared_experts=ModuleSpec(module=SharedExpertMLP, submodules=_mlp_submodules()),
+        ),
+    )

@@ -1,0 +1,52 @@
+"""The final answer inside a response."""
+
+from __future__ import annotations
+
+from megatron_r1.data.templates import ANSWER, END_ANSWER
+
+_BOX = "\\boxed{"
+
+
+def extract_answer(text: str) -> tuple[str | None, str]:
+    r"""The last complete ``\boxed{...}``, else the last ``<answer>...</answer>``; stripped.
+
+    Returns:
+        The answer and where it was found, or None and why there is none. An empty box or block is
+        the answer "".
+    """
+    boxed = extract_boxed(text)
+    if boxed is not None:
+        return boxed, "last box"
+    start = text.rfind(ANSWER, 0, max(text.rfind(END_ANSWER), 0))
+    if start < 0:
+        return None, "no box and no complete <answer> block"
+    start += len(ANSWER)
+    return text[start : text.index(END_ANSWER, start)].strip(), "last <answer> block"
+
+
+def extract_boxed(text: str) -> str | None:
+    r"""Content of the last ``\boxed{...}`` whose braces balance; of nested boxes the innermost."""
+    start = text.rfind(_BOX)
+    while start >= 0:
+        content_start = start + len(_BOX)
+        end = _closing_brace(text, content_start)
+        if end is not None:
+            return text[content_start:end].strip()
+        start = text.rfind(_BOX, 0, start)
+    return None
+
+
+def _closing_brace(text: str, start: int) -> int | None:
+    r"""Where the brace that was opened before `start` closes; ``\{`` and ``\}`` do not count."""
+    depth = 1
+    position = start
+    while position < len(text):
+        char = text[position]
+        if char == "\\":
+            position += 2
+            continue
+        depth += (char == "{") - (char == "}")
+        if depth == 0:
+            return position
+        position += 1
+    return None

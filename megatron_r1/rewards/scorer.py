@@ -1,0 +1,238 @@
+"""Scoring in worker processes, while the policy is still decoding.
+
+A group goes to a worker as one task. One that overruns the limit of a single rollout, or takes its
+worker with it, is scored again rollout by rollout, and only those that fail alone are worth 0.
+"""
+
+from __future__ import annotations
+
+import multiprocessing.context
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import ModuleType, TracebackType
+from typing import Self
+
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
+
+from megatron_r1.config.reward import RewardConfig
+from megatron_r1.data import gym_tasks
+from megatron_r1.rewards.math_answers import is_equivalent
+from megatron_r1.rewards.mix import apply_rules, rules_of
+from megatron_r1.rewards.registry import Rule
+from megatron_r1.types import Prompt, Reward, Rollout, RolloutGroup, ScoredGroup
+
+_MAX_POOL_RESTARTS = 3
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class ScoringStats:
+    """What one call of `RewardScorer.score` saw."""
+
+    num_rollouts: int = 0
+    num_timeouts: int = 0
+    num_worker_deaths: int = 0
+    """Rollouts that a worker died on twice: in their group, then alone."""
+
+    @property
+    def metrics(self) -> dict[str, tuple[float, float]]:
+        """As (numerator, denominator), to be added up over replicas."""
+        total = float(self.num_rollouts)
+        return {
+            "reward/timeout_frac": (float(self.num_timeouts), total),
+            "reward/worker_death_frac": (float(self.num_worker_deaths), total),
+        }
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A task in a pool."""
+
+    pool: ProcessPool
+    future: ProcessFuture
+
+    def result(self) -> list[Reward]:
+        """Wait. Raises what the task raised, TimeoutError, ProcessExpired or BrokenProcessPool."""
+        while not wait([self.future], timeout=_POLL_S).done:
+            if not self.pool.active:
+                raise BrokenProcessPool("the pool ended before the task did")
+        return self.future.result()
+
+
+class RewardScorer:
+    """Scores groups with `reward.num_workers` processes, which start here and end with the context.
+
+    Raises:
+        ConfigError: `reward.weights` names an unknown rule.
+        BrokenProcessPool: the workers cannot start.
+    """
+
+    def __init__(self, config: RewardConfig) -> None:
+        self._config = config
+        self._rules = rules_of(config)
+        self._pool = self._start_pool()
+        self._pool.schedule(_ready).result()
+        self.stats = ScoringStats()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers. Whatever they are scoring is dropped."""
+        self._pool.stop()
+        self._pool.join()
+
+    def score(self, groups: Iterable[RolloutGroup]) -> list[ScoredGroup]:
+        """Score groups as they arrive; the result has their order.
+
+        A rollout beyond `reward.timeout_s`, or on which its worker dies, is worth 0, with the
+        reason in every part; `stats` counts both.
+
+        Raises:
+            BrokenRuleError: a rule broke; the message has rule, prompt and traceback.
+            UserError: a rule refuses a prompt's data.
+        """
+        self.stats = ScoringStats()
+        pending: list[tuple[RolloutGroup, _Pending]] = []
+        try:
+            for group in groups:
+                pending.append((group, self._submit(group.prompt, group.rollouts)))
+            return [self._collect(group, task) for group, task in pending]
+        except BaseException:
+            for _, task in pending:
+                task.future.cancel()
+            raise
+
+    def _collect(self, group: RolloutGroup, task: _Pending) -> ScoredGroup:
+        rewards = self._rewards(group.prompt, group.rollouts, task)
+        self._count(num_rollouts=len(rewards))
+        return ScoredGroup(group=group, rewards=tuple(rewards))
+
+    def _rewards(self, prompt: Prompt, rollouts: Sequence[Rollout], task: _Pending) -> list[Reward]:
+        """Wait for a task; where it failed as a whole, score its rollouts one by one."""
+        try:
+            return self._result(prompt, rollouts, task)
+        except (TimeoutError, ProcessExpired) as error:
+            if len(rollouts) == 1:
+                return [self._failed(error)]
+        singles = [(rollout,) for rollout in rollouts]
+        tasks = [self._submit(prompt, single) for single in singles]
+        return [
+            reward
+            for single, single_task in zip(singles, tasks, strict=True)
+            for reward in self._rewards(prompt, single, single_task)
+        ]
+
+    def _result(self, prompt: Prompt, rollouts: Sequence[Rollout], task: _Pending) -> list[Reward]:
+        """A task's result, from a new pool where the old one broke: pebble gives up a whole pool
+        when an idle worker is killed."""
+        for _ in range(_MAX_POOL_RESTARTS):
+            try:
+                return task.result()
+            except BrokenProcessPool:
+                task = self._submit(prompt, rollouts)
+        return task.result()
+
+    def _failed(self, error: TimeoutError | ProcessExpired) -> Reward:
+        """The reward of a rollout that could not be scored."""
+        if isinstance(error, ProcessExpired):
+            self._count(num_worker_deaths=1)
+            reason = f"worker died, exit code {error.exitcode}"
+        else:
+            self._count(num_timeouts=1)
+            reason = "timeout"
+        parts = dict.fromkeys(self._rules, 0.0)
+        return Reward(total=0.0, parts=parts, reasons=dict.fromkeys(self._rules, reason))
+
+    def _count(self, **increments: int) -> None:
+        counts = {name: getattr(self.stats, name) + value for name, value in increments.items()}
+        self.stats = replace(self.stats, **counts)
+
+    def _submit(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> _Pending:
+        if not self._pool.active:
+            self.close()
+            self._pool = self._start_pool()
+        # Log-probabilities are most of a rollout's bytes, and no rule reads them.
+        light = [replace(rollout, logprobs=()) for rollout in rollouts]
+        future = self._pool.schedule(
+            _score_rollouts,
+            args=(prompt, light, self._rules, self._config.weights),
+            timeout=self._config.timeout_s,
+        )
+        return _Pending(self._pool, future)
+
+    def _start_pool(self) -> ProcessPool:
+        return ProcessPool(
+            max_workers=self._config.num_workers,
+            initializer=_warm_up,
+            context=_worker_context(),
+        )
+
+
+def _score_rollouts(
+    prompt: Prompt,
+    rollouts: Sequence[Rollout],
+    rules: Mapping[str, Rule],
+    weights: Mapping[str, float],
+) -> list[Reward]:
+    return [apply_rules(prompt, rollout, rules, weights) for rollout in rollouts]
+
+
+def _warm_up() -> None:
+    """What a worker does before its first task: load the graders, and die at once when told to.
+
+    pebble's handler for SIGTERM is Python's, which a long computation in C never reaches.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gym_tasks.warm_up()
+    is_equivalent("1", "1")
+
+
+def _ready() -> None:
+    """The first task of a pool; done when a worker is warm."""
+
+
+class _WorkerProcess(multiprocessing.context.ForkServerProcess):
+    """A process that does not import the program that was started, which would import torch."""
+
+    @staticmethod
+    def _Popen(process_obj):  # noqa: N802  multiprocessing's name
+        with _hidden_main():
+            return multiprocessing.context.ForkServerProcess._Popen(process_obj)
+
+
+class _WorkerContext(multiprocessing.context.ForkServerContext):
+    Process = _WorkerProcess
+
+
+def _worker_context() -> _WorkerContext:
+    """Workers fork from a clean server process, which has no threads and no process groups, and
+    which has loaded the graders, so that a worker is replaced within milliseconds."""
+    context = _WorkerContext()
+    context.set_forkserver_preload(["reasoning_gym", "math_verify", "pebble"])
+    return context
+
+
+@contextmanager
+def _hidden_main() -> Iterator[None]:
+    """multiprocessing reads from `__main__` what a child should import; an empty module is
+    nothing."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

@@ -1,0 +1,3 @@
+"""From prompts to groups of rollouts. Start at `engine.py`, the protocol; `inprocess.py` decodes
+here.
+"""

@@ -1,0 +1,73 @@
+"""DeepSeek-R1-Zero: GRPO on rule rewards from a base model (arXiv:2501.12948v2 section 2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_r1.checkpoint.store import CheckpointStore, LoopState
+from megatron_r1.config.stage import R1ZeroConfig
+from megatron_r1.data.prompts import open_prompts
+from megatron_r1.errors import ConfigError
+from megatron_r1.models.weight_bank import WeightBank
+from megatron_r1.stages.session import Session, check_not_past
+from megatron_r1.trainers.megatron_step import MegatronStep
+from megatron_r1.trainers.rl import RlConfig, RlParts, train_rl
+
+
+def run_r1_zero(
+    session: Session, stage: R1ZeroConfig, run_dir: Path, init_from: Path | None
+) -> MegatronStep:
+    """Train, or go on training, in `run_dir`. Returns the policy as it ended."""
+    if init_from is None:
+        raise ConfigError(
+            "stage=r1_zero starts from a base model: set model.init_from=DIR, the run directory or "
+            "checkpoint of one. stage=tiny_base makes a small one"
+        )
+    config = session.config
+    tokenizer = session.tokenizer(init_from)
+    prompts = open_prompts(config.data, tokenizer, seed=config.run.seed)
+    if prompts.num_dropped:
+        session.say(
+            f"{prompts.num_dropped} prompts are longer than data.max_prompt_tokens = "
+            f"{config.data.max_prompt_tokens} and were dropped"
+        )
+    megatron_step = session.megatron_step(tokenizer, config.optimizer)
+    policy = megatron_step.policy
+    bank = WeightBank(policy)
+    store = CheckpointStore(
+        run_dir, keep=stage.keep_checkpoints, tokenizer_dir=Path(tokenizer.path)
+    )
+    latest = store.latest()
+    if latest is not None:
+        state = store.load(latest, policy, megatron_step.optimizer, bank)
+        check_not_past(state.step, stage.num_steps, run_dir)
+        session.say(f"r1_zero: resuming after step {state.step} of {stage.num_steps}")
+    else:
+        session.start_from(megatron_step, init_from)
+        state = LoopState()
+    if state.step >= stage.num_steps:
+        return megatron_step
+    with (
+        session.scorer(config.reward) as scorer,
+        session.recorder(
+            run_dir, "r1_zero", first_step=state.step, num_steps=stage.num_steps
+        ) as recorder,
+    ):
+        parts = RlParts(
+            megatron_step=megatron_step,
+            bank=bank,
+            engine=session.engine(policy, tokenizer),
+            prompts=prompts,
+            scorer=scorer,
+            store=store,
+            recorder=recorder,
+        )
+        settings = RlConfig(
+            stage=stage,
+            algo=config.algo,
+            rollout=config.rollout,
+            optimizer=config.optimizer,
+            seed=config.run.seed,
+        )
+        train_rl(parts, settings, state)
+    return megatron_step

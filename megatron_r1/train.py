@@ -1,0 +1,77 @@
+"""`python -m megatron_r1.train [overrides]`: one run, on this rank of the job."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_r1.config.load import load_config, to_yaml, world_size_from_environment
+from megatron_r1.config.run import RunConfig
+from megatron_r1.config.stage import R1ZeroConfig, TinyBaseConfig, TinyR1ZeroConfig
+from megatron_r1.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
+from megatron_r1.rewards.mix import rules_of
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compose, check, print the configuration, run its stage. Returns the exit code."""
+    is_main = os.environ.get("RANK", "0") == "0"
+    try:
+        config = load_config(sys.argv[1:] if arguments is None else arguments)
+        config.validate(world_size_from_environment())
+        rules_of(config.reward)  # refuses unknown rules
+        if is_main:
+            print(to_yaml(config), flush=True)
+        run(config)
+    except UserError as error:
+        if is_main or error.one_rank:
+            _print_error(type(error).__name__, str(error))
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        if is_main:
+            _print_error("Stopped", "start the same command again and the run resumes")
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        _print_error(
+            "DiskFull",
+            f"{error.strerror}{where}. What was saved before is whole: make room and start the run "
+            "again, and it resumes",
+        )
+        return EXIT_USER_ERROR
+    return EXIT_DONE
+
+
+def _print_error(kind: str, message: str) -> None:
+    print(f"{kind}: {message}", file=sys.stderr, flush=True)
+
+
+def run(config: RunConfig) -> None:
+    """Run the configured stage in the run directory."""
+    from megatron_r1.stages.session import open_session  # Megatron-Core, seconds to import
+
+    with open_session(config) as session:
+        session.say(f"{session.layout.describe()} on {session.host.device}; {session.run_dir}")
+        stage, init_from = config.stage, config.model.init_from
+        match stage:
+            case TinyR1ZeroConfig():
+                from megatron_r1.stages.tiny_r1_zero import run_tiny_r1_zero
+
+                run_tiny_r1_zero(session, stage)
+            case TinyBaseConfig():
+                from megatron_r1.stages.tiny_base import run_tiny_base
+
+                run_tiny_base(session, stage, session.run_dir)
+            case R1ZeroConfig():
+                from megatron_r1.stages.r1_zero import run_r1_zero
+
+                source = Path(init_from) if init_from else None
+                run_r1_zero(session, stage, session.run_dir, source)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,3 @@
+"""Loops. Start at `rl.py`; `megatron_step.py` is the one place that knows how Megatron scales a
+loss.
+"""

@@ -1,0 +1,122 @@
+"""From the scored groups of one rollout phase to the batches of its updates.
+
+Groups belong to the replica that sampled them; updates draw their rows at random from the whole
+phase (R1 supplement B.1), and replicas share each update's rows by length. What goes where is
+decided from the lengths alone, on every replica alike; then each row travels once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from megatron_r1.algos.advantages import group_advantages, zero_std_groups
+from megatron_r1.algos.reduce import token_weight
+from megatron_r1.config.algo import GrpoConfig
+from megatron_r1.data.packing import balance_rows
+from megatron_r1.parallel.exchange import all_gather_objects, exchange
+from megatron_r1.parallel.layout import Axis
+from megatron_r1.types import Prompt, Rollout, ScoredGroup, TrainBatch, TrainRow
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """One update's rows on this replica, and how many the update has over all replicas."""
+
+    batch: TrainBatch
+    num_rollouts: int
+
+
+def train_rows(scored: Sequence[ScoredGroup], config: GrpoConfig) -> list[TrainRow]:
+    """Rows with advantages, in the order of prompts and samples. Whole groups in, rows out."""
+    if not scored:
+        return []
+    rewards_PG = torch.tensor([[r.total for r in group.rewards] for group in scored])
+    advantages_PG = group_advantages(rewards_PG, config=config).tolist()
+    silent_P = zero_std_groups(rewards_PG).tolist()
+    return [
+        _row(group.group.prompt, rollout, advantage)
+        for group, advantages_G, silent in zip(scored, advantages_PG, silent_P, strict=True)
+        if not (silent and config.drop_zero_std_groups)
+        for rollout, advantage in zip(group.group.rollouts, advantages_G, strict=True)
+    ]
+
+
+def _row(prompt: Prompt, rollout: Rollout, advantage: float) -> TrainRow:
+    """Prompt and response end to end; the loss is taken on what the policy sampled."""
+    num_prompt = len(prompt.token_ids)
+    tokens_L = torch.tensor(prompt.token_ids + rollout.token_ids)
+    return TrainRow(
+        tokens_L=tokens_L,
+        loss_mask_L=torch.arange(len(tokens_L)) >= num_prompt,
+        advantage=advantage,
+        logprobs_rollout_L=torch.tensor((0.0,) * num_prompt + rollout.logprobs),
+    )
+
+
+def split_phase(
+    rows: Sequence[TrainRow],
+    *,
+    num_minibatches: int,
+    seed: tuple[int, int],
+    config: GrpoConfig,
+    max_response_tokens: int,
+    dp: Axis,
+    device: torch.device,
+) -> list[Minibatch]:
+    """Deal a phase's rows, of which each replica brings its own, to minibatches and replicas.
+
+    Args:
+        seed: the run's seed and the phase's first step; keys the random split.
+    """
+    sizes = all_gather_objects([(row.num_tokens, int(row.loss_mask_L.sum())) for row in rows], dp)
+    owners = [replica for replica, part in enumerate(sizes) for _ in part]
+    lengths = [length for part in sizes for length, _ in part]
+    num_trainable = [trainable for part in sizes for _, trainable in part]
+    first_own = sum(len(part) for part in sizes[: dp.rank])
+
+    outgoing: list[list[tuple[int, int, TrainRow]]] = [[] for _ in range(dp.size)]
+    plan = plan_minibatches(lengths, num_minibatches, dp.size, seed)
+    for index, shares in enumerate(plan):
+        members = [row for share in shares for row in share]
+        total_tokens = sum(num_trainable[row] for row in members)
+        for replica, share in enumerate(shares):
+            for row in share:
+                if owners[row] != dp.rank:
+                    continue
+                weight = token_weight(
+                    num_trainable[row],
+                    reduction=config.loss_reduction,
+                    num_rollouts=len(members),
+                    total_tokens=total_tokens,
+                    max_response_tokens=max_response_tokens,
+                )
+                weighted = dataclasses.replace(rows[row - first_own], weight=weight)
+                outgoing[replica].append((index, row, weighted))
+    batches: list[list[tuple[int, TrainRow]]] = [[] for _ in plan]
+    for index, row, weighted in exchange(outgoing, dp, device):
+        batches[index].append((row, weighted))
+    return [
+        Minibatch(
+            batch=TrainBatch(rows=tuple(row for _, row in sorted(batch, key=lambda pair: pair[0]))),
+            num_rollouts=sum(len(share) for share in shares),
+        )
+        for batch, shares in zip(batches, plan, strict=True)
+    ]
+
+
+def plan_minibatches(
+    lengths: Sequence[int], num_minibatches: int, num_replicas: int, seed: tuple[int, int]
+) -> list[list[list[int]]]:
+    """For each minibatch, the rows of each replica. Sizes differ by at most one row."""
+    order = np.random.default_rng(seed).permutation(len(lengths))
+    plan = []
+    for members in np.array_split(order, num_minibatches):
+        rows = members.tolist()
+        shares = balance_rows([lengths[row] for row in rows], num_replicas)
+        plan.append([[rows[i] for i in share] for share in shares])
+    return plan

@@ -1,0 +1,213 @@
+"""Reinforcement learning: the one loop, from prompts to an updated policy and back.
+
+A *phase* samples rollouts for several updates, scores them while others decode, and splits them at
+random into minibatches; a *step* is one update. The paper makes 16 steps from one phase of 8,192
+rollouts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from megatron_r1.algos.grpo import grpo_loss
+from megatron_r1.checkpoint.store import REFERENCE, CheckpointStore, LoopState
+from megatron_r1.config.algo import GrpoConfig
+from megatron_r1.config.optimizer import OptimizerConfig
+from megatron_r1.config.rollout import RolloutConfig
+from megatron_r1.config.stage import R1ZeroConfig
+from megatron_r1.data.prompts import PromptSource
+from megatron_r1.errors import UserError
+from megatron_r1.models.weight_bank import WeightBank
+from megatron_r1.parallel.exchange import broadcast_object, sum_pairs
+from megatron_r1.rewards.scorer import RewardScorer
+from megatron_r1.rollout.engine import RolloutEngine, SamplingParams
+from megatron_r1.telemetry.recorder import Recorder
+from megatron_r1.trainers.megatron_step import MegatronStep
+from megatron_r1.trainers.minibatches import Minibatch, split_phase, train_rows
+from megatron_r1.trainers.rollout_metrics import rollout_metrics
+from megatron_r1.trainers.schedule import learning_rate
+from megatron_r1.types import Prompt, RolloutGroup, ScoredGroup, StepResult, TrainBatch
+
+
+@dataclass(frozen=True)
+class RlParts:
+    """What the loop works with; built by `stages/r1_zero.py`."""
+
+    megatron_step: MegatronStep
+    bank: WeightBank
+    engine: RolloutEngine
+    prompts: PromptSource
+    scorer: RewardScorer | None
+    """On leaders; None on the other ranks."""
+    store: CheckpointStore
+    recorder: Recorder
+
+
+@dataclass(frozen=True)
+class RlConfig:
+    """The groups of the configuration that the loop reads."""
+
+    stage: R1ZeroConfig
+    algo: GrpoConfig
+    rollout: RolloutConfig
+    optimizer: OptimizerConfig
+    seed: int
+
+
+def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
+    """Go on from `state` to `config.stage.num_steps` updates. Every rank of the job calls it."""
+    stage, recorder, policy = config.stage, parts.recorder, parts.megatron_step.policy
+    parts.prompts.seek(state.prompts_drawn)
+    keep_reference = config.algo.kl_beta > 0
+    if keep_reference and REFERENCE not in parts.bank:
+        parts.bank.store(REFERENCE)
+
+    while state.step < stage.num_steps:
+        phase_start = state.step
+        prompts = parts.prompts.take(stage.prompts_per_step * stage.steps_per_phase)
+        with recorder.timed("time/rollout_s"):
+            scored = sample_and_score(parts, config, prompts, state)
+        recorder.phase(scored, sum_pairs(phase_metrics(parts, scored), policy.layout.dp))
+        minibatches = deal(parts, config, scored, phase_start)
+        with recorder.timed("time/logprobs_s"):
+            minibatches = [
+                add_logprobs(minibatch, parts, config, keep_reference) for minibatch in minibatches
+            ]
+        for minibatch in minibatches:
+            with recorder.timed("time/update_s"):
+                result = update(minibatch, parts, config, state)
+            state = dataclasses.replace(state, step=state.step + 1)
+            recorder.step(state.step, result)
+            if keep_reference and _is_due(state.step, stage.reference_refresh_steps):
+                parts.bank.store(REFERENCE)
+        state = dataclasses.replace(state, prompts_drawn=parts.prompts.num_draws)
+        if _checkpoint_due(phase_start, state.step, stage):
+            with recorder.timed("time/checkpoint_s"):
+                parts.store.save(state, policy, parts.megatron_step.optimizer, parts.bank)
+    return state
+
+
+def sample_and_score(
+    parts: RlParts, config: RlConfig, prompts: Sequence[Prompt], state: LoopState
+) -> list[ScoredGroup]:
+    """Scored rollouts of this replica's prompts, on every rank of the replica."""
+    layout = parts.megatron_step.policy.layout
+    own = layout.own_share(prompts)
+    params = sampling_params(config.rollout, config.stage.rollouts_per_prompt, config.seed)
+    groups = parts.engine.generate(
+        own,
+        params,
+        weight_version=state.step,
+        on_progress=parts.recorder.on_rollouts(len(own) * params.num_samples),
+    )
+    return score_on_leader(groups, own, parts)
+
+
+def score_on_leader(
+    groups: Iterator[RolloutGroup], prompts: Sequence[Prompt], parts: RlParts
+) -> list[ScoredGroup]:
+    """The leader scores each group as it arrives; the others take its rewards at the end.
+
+    Returns: scored groups in the order of `prompts`, the same on every rank of the replica.
+    """
+    replica = parts.megatron_step.policy.layout.replica
+    order = {prompt.draw: index for index, prompt in enumerate(prompts)}
+    if parts.scorer is not None:
+        try:
+            scored = parts.scorer.score(groups)
+        except UserError as error:
+            error.one_rank = True
+            raise
+        scored.sort(key=lambda group: order[group.group.prompt.draw])
+        broadcast_object([group.rewards for group in scored], replica)
+        return scored
+    collected = sorted(groups, key=lambda group: order[group.prompt.draw])
+    rewards = broadcast_object(None, replica)
+    return [ScoredGroup(group=g, rewards=r) for g, r in zip(collected, rewards, strict=True)]
+
+
+def phase_metrics(parts: RlParts, scored: Sequence[ScoredGroup]) -> dict[str, tuple[float, float]]:
+    """Sums over this replica's rollouts, with what its reward workers had to give up on."""
+    metrics = rollout_metrics(scored)
+    if parts.scorer is not None:
+        metrics |= parts.scorer.stats.metrics
+    return metrics
+
+
+def sampling_params(rollout: RolloutConfig, num_samples: int, seed: int) -> SamplingParams:
+    """The rollout configuration as the engine takes it."""
+    return SamplingParams(
+        num_samples=num_samples,
+        max_response_tokens=rollout.max_response_tokens,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        seed=seed,
+    )
+
+
+def deal(
+    parts: RlParts, config: RlConfig, scored: Sequence[ScoredGroup], phase_start: int
+) -> list[Minibatch]:
+    """Advantages on whole groups, then rows to minibatches and replicas."""
+    policy = parts.megatron_step.policy
+    return split_phase(
+        train_rows(scored, config.algo),
+        num_minibatches=config.stage.steps_per_phase,
+        seed=(config.seed, phase_start),
+        config=config.algo,
+        max_response_tokens=config.rollout.max_response_tokens,
+        dp=policy.layout.dp,
+        device=policy.host.device,
+    )
+
+
+def add_logprobs(
+    minibatch: Minibatch, parts: RlParts, config: RlConfig, keep_reference: bool
+) -> Minibatch:
+    """Add the log-probabilities of the policy as it sampled, and of the reference."""
+    rows = minibatch.batch.rows
+    compute = partial(
+        parts.megatron_step.logprobs,
+        minibatch.batch,
+        temperature=config.rollout.temperature,
+        on_micro_batch=parts.recorder.on_micro_batch("log-probabilities"),
+    )
+    old = compute()
+    if keep_reference:
+        with parts.bank.use(REFERENCE):
+            reference = compute()
+    else:
+        reference = [None] * len(rows)
+    filled = tuple(
+        dataclasses.replace(row, logprobs_old_L=old_L, logprobs_ref_L=ref_L)
+        for row, old_L, ref_L in zip(rows, old, reference, strict=True)
+    )
+    return dataclasses.replace(minibatch, batch=TrainBatch(rows=filled))
+
+
+def update(minibatch: Minibatch, parts: RlParts, config: RlConfig, state: LoopState) -> StepResult:
+    """One optimizer step; none when no rollout of the minibatch can teach anything."""
+    if minibatch.num_rollouts == 0:
+        return StepResult(metrics={}, skipped=True)
+    return parts.megatron_step.train_step(
+        minibatch.batch,
+        partial(grpo_loss, config=config.algo),
+        lr=learning_rate(state.step, config.stage.num_steps, config.optimizer),
+        num_sequences=minibatch.num_rollouts,
+        temperature=config.rollout.temperature,
+        on_micro_batch=parts.recorder.on_micro_batch("update"),
+    )
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _checkpoint_due(start: int, end: int, stage: R1ZeroConfig) -> bool:
+    """Whether a phase from step `start` to `end` crossed a multiple, or ended the run."""
+    every = stage.checkpoint_every_steps
+    return start // every != end // every or end >= stage.num_steps

@@ -1,0 +1,35 @@
+"""What a rollout phase looked like, as sums that add up over replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from megatron_r1.algos.advantages import zero_std_groups
+from megatron_r1.types import FinishReason, ScoredGroup
+
+Pair = tuple[float, float]
+"""(numerator, denominator)."""
+
+
+def rollout_metrics(scored: Sequence[ScoredGroup]) -> dict[str, Pair]:
+    """Rewards, lengths and how many groups teach nothing."""
+    rewards = [reward for group in scored for reward in group.rewards]
+    rollouts = [rollout for group in scored for rollout in group.group.rollouts]
+    count = float(len(rollouts))
+    tokens = sum(len(rollout.token_ids) for rollout in rollouts)
+    truncated = sum(rollout.finish_reason is FinishReason.length for rollout in rollouts)
+    rewards_PG = torch.tensor([[reward.total for reward in group.rewards] for group in scored])
+    silent = int(zero_std_groups(rewards_PG).sum()) if scored else 0
+    metrics = {
+        "reward/mean": (sum(reward.total for reward in rewards), count),
+        "rollout/response_tokens_mean": (float(tokens), count),
+        "rollout/tokens": (float(tokens), 0.0),
+        "rollout/truncated_frac": (float(truncated), count),
+        "algo/zero_std_group_frac": (float(silent), float(len(scored))),
+    }
+    parts = sorted({part for reward in rewards for part in reward.parts})
+    for part in parts:
+        metrics[f"reward/{part}"] = (sum(reward.parts[part] for reward in rewards), count)
+    return metrics

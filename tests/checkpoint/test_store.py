@@ -1,0 +1,109 @@
+"""Checkpoints without a run around them: what is kept, what is refused, what comes back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from megatron_r1.algos.sft import sft_loss
+from megatron_r1.checkpoint.store import (
+    REFERENCE,
+    CheckpointStore,
+    LoopState,
+    read_state,
+    resolve_checkpoint,
+)
+from megatron_r1.config.load import load_config
+from megatron_r1.config.optimizer import OptimizerConfig
+from megatron_r1.errors import CheckpointError
+from megatron_r1.models.weight_bank import WeightBank
+from megatron_r1.trainers.megatron_step import MegatronStep
+from megatron_r1.types import TrainBatch, TrainRow
+
+pytestmark = pytest.mark.megatron
+
+ROW = TrainRow(tokens_L=torch.arange(9), loss_mask_L=torch.arange(9) > 0, weight=1 / 8)
+
+
+@pytest.fixture
+def trained(one_rank) -> MegatronStep:
+    """Two updates from random weights."""
+    step = MegatronStep(one_rank.policy(load_config(["model=tiny_v3"])), OptimizerConfig(lr=1e-3))
+    update(step)
+    update(step)
+    return step
+
+
+def update(step: MegatronStep) -> dict[str, float]:
+    return dict(step.train_step(TrainBatch((ROW,)), sft_loss, lr=1e-3, num_sequences=1).metrics)
+
+
+def weights(step: MegatronStep) -> dict[str, torch.Tensor]:
+    tensors = {
+        **dict(step.policy.model.named_parameters()),
+        **dict(step.policy.model.named_buffers()),
+    }
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def save(step: MegatronStep, store: CheckpointStore, number: int, bank: WeightBank | None = None):
+    state = LoopState(step=number, prompts_drawn=10 * number)
+    return store.save(state, step.policy, step.optimizer, bank)
+
+
+def test_training_goes_on_bit_for_bit_and_the_reference_comes_back(trained, one_rank, tmp_path):
+    bank = WeightBank(trained.policy)
+    bank.store(REFERENCE)
+    reference = weights(trained)
+    update(trained)
+    store = CheckpointStore(tmp_path, keep=2, tokenizer_dir=None)
+    path = save(trained, store, 3, bank)
+    went_on = update(trained), weights(trained)
+
+    fresh = MegatronStep(
+        one_rank.policy(load_config(["model=tiny_v3"]), seed=99), OptimizerConfig(lr=1e-3)
+    )
+    fresh_bank = WeightBank(fresh.policy)
+    state = store.load(path, fresh.policy, fresh.optimizer, fresh_bank)
+    assert state == LoopState(step=3, prompts_drawn=30)
+    with fresh_bank.use(REFERENCE):
+        for name, tensor in weights(fresh).items():
+            if "local_tokens" not in name:  # a count of the current step, not part of the model
+                assert torch.equal(tensor, reference[name]), name
+    resumed = update(fresh), weights(fresh)
+    assert resumed[0] == went_on[0]
+    assert all(torch.equal(resumed[1][name], went_on[1][name]) for name in went_on[1])
+
+
+def test_the_last_ones_are_kept_and_the_newest_is_named(trained, tmp_path):
+    store = CheckpointStore(tmp_path, keep=2, tokenizer_dir=None)
+    for number in (1, 2, 3):
+        save(trained, store, number)
+    left = sorted(path.name for path in (tmp_path / "checkpoints").glob("*"))
+    assert left == ["latest", "step_000002", "step_000003"]
+    assert store.latest() == resolve_checkpoint(tmp_path) == tmp_path / "checkpoints/step_000003"
+
+
+def test_only_the_tokenizers_own_files_are_carried_along(trained, tmp_path):
+    source = tmp_path / "hf_model"
+    source.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "model.safetensors"):
+        (source / name).write_text(name)
+    path = save(trained, CheckpointStore(tmp_path / "run", keep=1, tokenizer_dir=source), 1)
+    carried = sorted(file.name for file in (path / "tokenizer").iterdir())
+    assert carried == ["tokenizer.json", "tokenizer_config.json"]
+
+
+def test_a_missing_file_and_a_missing_directory_are_named(trained, tmp_path):
+    store = CheckpointStore(tmp_path, keep=1, tokenizer_dir=None)
+    path = save(trained, store, 1)
+    listed = json.loads((path / "state.json").read_text())["files"]
+    assert all((path / name).stat().st_size == size for name, size in listed.items())
+    (path / "policy/metadata.json").unlink()
+    with pytest.raises(CheckpointError, match="policy/metadata.json is missing"):
+        read_state(path)
+    (tmp_path / "checkpoints/latest").write_text("step_000009\n")
+    with pytest.raises(CheckpointError, match="names 'step_000009', which is not there"):
+        store.latest()

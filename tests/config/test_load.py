@@ -1,0 +1,115 @@
+"""Composition, conversion and what is refused before a model is built."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_r1.config.load import load_config, to_yaml
+from megatron_r1.config.model import DeepseekV3Config, Qwen2Config
+from megatron_r1.config.stage import R1ZeroConfig, TinyR1ZeroConfig
+from megatron_r1.errors import ConfigError
+
+
+def message(*overrides: str, world_size: int = 1) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides).validate(world_size)
+    return str(caught.value)
+
+
+def test_the_default_run_is_the_papers():
+    config = load_config([])
+    assert isinstance(config.stage, R1ZeroConfig)
+    # R1-Zero: 32 questions x 16 outputs a step, 8,192 outputs a phase, 10,400 steps, lr 3e-6.
+    stage = config.stage
+    assert stage.prompts_per_step * stage.rollouts_per_prompt == 512
+    assert 512 * stage.steps_per_phase == 8192
+    assert (stage.num_steps, stage.reference_refresh_steps) == (10_400, 400)
+    assert (config.optimizer.lr, config.algo.kl_beta, config.algo.clip_eps_high) == (3e-6, 1e-3, 10)
+
+
+def test_choices_and_overrides_compose():
+    config = load_config(["experiment=quickstart", "model=tiny_dense", "parallel.tensor=2"])
+    assert isinstance(config.stage, TinyR1ZeroConfig)
+    assert isinstance(config.model, Qwen2Config)
+    assert config.parallel.sequence_parallel
+
+
+@pytest.mark.parametrize("name", ["tiny_v3", "deepseek_v3"])
+def test_deepseek_models_are_typed(name):
+    assert isinstance(load_config([f"model={name}"]).model, DeepseekV3Config)
+
+
+def test_the_saved_configuration_is_complete():
+    text = to_yaml(load_config(["rollout.temperature=0.7"]))
+    assert "temperature: 0.7" in text
+    assert "kl_estimator: k3" in text  # a default of the schema, not of a file
+
+
+def test_every_file_in_conf_composes():
+    from megatron_r1.config.load import CONF_DIR
+
+    files = [f for f in sorted(CONF_DIR.glob("*/*.yaml")) if f.parent.name != "experiment"]
+    assert len(files) > 15
+    for file in files:
+        extra = ["data.path=prompts.jsonl"] if file.stem == "jsonl" else []
+        load_config([f"{file.parent.name}={file.stem}", *extra])
+
+
+def test_unknown_key_is_named_with_a_way_out():
+    text = message("rollout.temprature=0.7")
+    assert "temprature" in text and "conf/" in text
+
+
+def test_unknown_choice_lists_the_choices():
+    text = message("model=tiny_v4")
+    assert "tiny_v4" in text and "tiny_v3" in text
+
+
+def test_wrong_type_names_key_and_value():
+    text = message("stage.num_steps=many")
+    assert "num_steps" in text and "many" in text
+
+
+def test_value_out_of_range_names_setting_and_value():
+    assert "rollout.temperature must be > 0, got -1" in message("rollout.temperature=-1")
+
+
+def test_degrees_that_do_not_divide_the_world():
+    text = message("parallel.tensor=2", "parallel.pipeline=2", world_size=6)
+    assert "2 * 2 = 4 does not divide the world size 6" in text
+    assert "1, 2, 3, 6" in text
+    text = message("parallel.expert=4", world_size=6)
+    assert "expert * expert_tensor * pipeline" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size", "words"),
+    [
+        (["parallel.tensor=3"], 3, ["model.num_attention_heads = 4", "parallel.tensor = 3"]),
+        (["parallel.pipeline=3"], 3, ["model.num_layers = 4", "1, 2, 4"]),
+        (["parallel.expert=3"], 3, ["model.num_experts = 8"]),
+        (["model=tiny_dense", "parallel.expert=2"], 2, ["parallel.expert = 2", "tiny_dense"]),
+        (["parallel.tensor=2", "parallel.sequence=false"], 2, ["parallel.sequence=false"]),
+        (["model=tiny_dense", "parallel.tensor=4"], 4, ["model.num_kv_heads = 2"]),
+        (["rollout.max_response_tokens=512"], 1, ["model.max_positions = 512"]),
+        (
+            ["stage.num_steps=10"],
+            1,
+            ["in stage: num_steps = 10", "multiple of steps_per_phase = 16"],
+        ),
+        (["experiment=quickstart", "parallel.max_tokens_per_microbatch=100"], 1, ["64 + 64"]),
+        (["experiment=quickstart", "data.heldout_problems=9"], 1, ["num_problems = 256", "= 9"]),
+        (["experiment=quickstart", "model.init_from=runs/x"], 1, ["model.init_from = runs/x"]),
+        (["experiment=quickstart", "optimizer.beta2=7"], 1, ["in optimizer: beta2", "[0, 1)"]),
+        (["experiment=quickstart", "run.name=../x"], 1, ["run.name", "'../x'"]),
+        (["stage.checkpoint_every_steps=0"], 1, ["in stage: checkpoint_every_steps"]),
+        (["stage.rollouts_per_prompt=1"], 1, ["must be >= 2"]),
+        (["model.experts_per_token=3"], 1, ["experts_per_token = 3 is not twice"]),
+    ],
+)
+def test_impossible_combinations_name_values_and_a_way_out(overrides, world_size, words):
+    # The paper's response length is longer than the tiny models' context.
+    short = [] if "max_response" in overrides[0] else ["rollout.max_response_tokens=64"]
+    text = message(*short, *overrides, world_size=world_size)
+    for word in words:
+        assert word in text

@@ -1,0 +1,328 @@
+"""One rank of the layout tests: goes through every layout of its world size in one process.
+
+    python layout_worker.py reference DIR MODEL             1 rank: what the layouts are compared
+    with torchrun ... layout_worker.py compare DIR MODEL         W ranks: DIR/results_W.json
+
+The reference saves a checkpoint of a model that has made two steps (so that the expert bias and
+Adam's moments are not zero), then, from there, one step's loss, every gradient and the updated
+weights.
+Gradients are saved and loaded as a distributed checkpoint of their own: each rank of another layout
+receives its slice of every reference gradient and compares it with its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_r1.platform.host import Host, prepare, start_process_group, stop_process_group
+
+LR = 1e-3
+NUM_ROWS = 12
+
+
+def main(mode: str, directory: Path, model_name: str) -> None:
+    host = prepare()
+    start_process_group(host, timeout_minutes=5)
+    if mode == "reference":
+        make_reference(host, directory, model_name)
+    else:
+        compare_layouts(host, directory, model_name)
+    stop_process_group()
+
+
+def layouts(world_size: int, model_name: str) -> Iterator[dict[str, Any]]:
+    """Every combination of degrees that the world size and the tiny models allow."""
+    degrees = [d for d in (1, 2, 4) if d <= world_size]
+    for tensor, pipeline in itertools.product(degrees, degrees):
+        if world_size % (tensor * pipeline):
+            continue
+        if model_name == "tiny_dense":
+            if tensor <= 2:
+                yield {"tensor": tensor, "pipeline": pipeline}
+            if tensor == 2:
+                yield {"tensor": tensor, "pipeline": pipeline, "sequence": False}
+            continue
+        for expert, expert_tensor in itertools.product(degrees, degrees):
+            if world_size % (expert * expert_tensor * pipeline) == 0:
+                yield {
+                    "tensor": tensor,
+                    "pipeline": pipeline,
+                    "expert": expert,
+                    "expert_tensor": expert_tensor,
+                }
+
+
+def build(host: Host, model_name: str, parallel: dict[str, Any]) -> Any:
+    from megatron_r1.config.load import load_config
+    from megatron_r1.config.optimizer import OptimizerConfig
+    from megatron_r1.models.policy import Policy
+    from megatron_r1.parallel.layout import enter_layout
+    from megatron_r1.trainers.megatron_step import MegatronStep
+
+    # A vocabulary that 4 does not divide, and micro-batches of a few rows.
+    overrides = [f"model={model_name}", "model.vocab_size=509", "data.max_prompt_tokens=64"]
+    if model_name == "tiny_v3":
+        overrides.append("model.balance_loss=0.1")  # large enough for an error in it to be seen
+    overrides += ["rollout.max_response_tokens=32", "parallel.max_tokens_per_microbatch=160"]
+    overrides += [f"parallel.{name}={value}" for name, value in parallel.items()]
+    config = load_config(overrides)
+    config.validate(dist.get_world_size())
+    layout = enter_layout(config.parallel, seed=1)
+    policy = Policy(config.model, layout, config.precision, host, seed=7)
+    return MegatronStep(policy, OptimizerConfig(lr=LR, beta2=0.99))
+
+
+def rows(config_vocab: int) -> list[Any]:
+    """Sequences of 10 to 70 tokens with advantages, the same on every rank."""
+    from megatron_r1.types import TrainRow
+
+    generator = torch.Generator().manual_seed(0)
+    result = []
+    for _ in range(NUM_ROWS):
+        length = int(torch.randint(10, 70, (1,), generator=generator))
+        tokens_L = torch.randint(0, config_vocab, (length,), generator=generator)
+        mask_L = torch.arange(length) >= 5
+        noise = torch.randn(3, length, generator=generator) * 0.1
+        result.append(
+            TrainRow(
+                tokens_L=tokens_L,
+                loss_mask_L=mask_L,
+                advantage=float(torch.randn((), generator=generator)),
+                weight=1.0 / (NUM_ROWS * (length - 5)),
+                logprobs_rollout_L=noise[0] - 6,
+                logprobs_old_L=noise[1] - 6,
+                logprobs_ref_L=noise[2] - 6,
+            )
+        )
+    return result
+
+
+def own_batch(step: Any) -> Any:
+    """This replica's rows: every dp-th, so that replicas differ in tokens and micro-batches."""
+    from megatron_r1.types import TrainBatch
+
+    dp = step.policy.layout.dp
+    return TrainBatch(rows=tuple(rows(step.policy.config.vocab_size)[dp.rank :: dp.size]))
+
+
+def loss_function() -> Any:
+    from functools import partial
+
+    from megatron_r1.algos.grpo import grpo_loss
+    from megatron_r1.config.algo import GrpoConfig
+
+    return partial(grpo_loss, config=GrpoConfig(kl_beta=0.05, clip_eps_low=0.2, clip_eps_high=0.2))
+
+
+def take_step(step: Any) -> dict[str, float]:
+    result = step.train_step(own_batch(step), loss_function(), lr=LR, num_sequences=NUM_ROWS)
+    assert not result.skipped
+    return dict(result.metrics)
+
+
+@contextmanager
+def gradients_as_weights(step: Any) -> Iterator[None]:
+    """Put each parameter's whole gradient where its weight is, for the checkpoint machinery."""
+    gather_gradient_shards(step)
+    own = {name: p.data for name, p in step.policy.model.named_parameters()}
+    try:
+        for _, parameter in step.policy.model.named_parameters():
+            parameter.data = parameter.main_grad.clone()
+        yield
+    finally:
+        for name, parameter in step.policy.model.named_parameters():
+            parameter.data = own[name]
+
+
+def gather_gradient_shards(step: Any) -> None:
+    """The distributed optimizer leaves each data-parallel rank its shard of the summed gradient."""
+    for buffer in step.model.buffers + step.model.expert_parallel_buffers:
+        group = buffer.data_parallel_group
+        for bucket in buffer.buckets:
+            shards = bucket.grad_data.chunk(group.size())
+            own = shards[group.rank()].clone()
+            dist.all_gather_into_tensor(bucket.grad_data, own, group=group)
+
+
+def save(step: Any, path: Path) -> None:
+    from megatron.core import dist_checkpointing
+
+    path.mkdir(parents=True)
+    dist_checkpointing.save({"model": step.policy.model.sharded_state_dict()}, str(path))
+
+
+def load_into(step: Any, path: Path) -> None:
+    from megatron.core import dist_checkpointing
+
+    loaded = dist_checkpointing.load({"model": step.policy.model.sharded_state_dict()}, str(path))
+    step.policy.model.load_state_dict(loaded["model"])
+
+
+def parameters(step: Any) -> dict[str, torch.Tensor]:
+    return {n: p.data.clone() for n, p in step.policy.model.named_parameters()}
+
+
+def expert_biases(step: Any) -> list[torch.Tensor]:
+    buffers = step.policy.model.named_buffers()
+    return [b.clone() for name, b in buffers if name.endswith("expert_bias")]
+
+
+def make_reference(host: Host, directory: Path, model_name: str) -> None:
+    from megatron_r1.checkpoint.store import CheckpointStore, LoopState
+
+    step = build(host, model_name, {})
+    take_step(step)
+    take_step(step)
+    CheckpointStore(directory, keep=1, tokenizer_dir=None).save(
+        LoopState(step=2), step.policy, step.optimizer
+    )
+    metrics = take_step(step)
+    with gradients_as_weights(step):
+        save(step, directory / "gradients")
+    save(step, directory / "updated")
+    responses, decode_gap = decode(step)
+    (directory / "reference.json").write_text(
+        json.dumps({"metrics": metrics, "responses": responses, "decode_gap": decode_gap})
+    )
+
+
+def compare_layouts(host: Host, directory: Path, model_name: str) -> None:
+    reference = json.loads((directory / "reference.json").read_text())
+    results = []
+    for parallel in layouts(dist.get_world_size(), model_name):
+        step = build(host, model_name, parallel)
+        result = compare(step, directory, reference)
+        results.append({"layout": parallel, **result})
+    if dist.get_rank() == 0:
+        path = directory / f"results_{dist.get_world_size()}.json"
+        path.write_text(json.dumps(results, indent=1))
+
+
+def compare(step: Any, directory: Path, reference: dict[str, Any]) -> dict[str, Any]:
+    """This layout against the reference: the worst difference of each kind over all ranks."""
+    from megatron_r1.checkpoint.store import CheckpointStore
+
+    store = CheckpointStore(directory, keep=1, tokenizer_dir=None)
+    store.load(store.latest(), step.policy, step.optimizer)
+    metrics = take_step(step)
+    own_updated, own_biases = parameters(step), expert_biases(step)
+    with gradients_as_weights(step):
+        own = parameters(step)
+        load_into(step, directory / "gradients")
+        expected = parameters(step)
+        gradient_gap, gradient_name = worst_gap(own, expected)
+    load_into(step, directory / "updated")
+    updated = parameters(step)
+    update_gap = max(float((own_updated[n] - updated[n]).abs().max()) for n in updated) / LR
+    biases = zip(own_biases, expert_biases(step), strict=True)
+    bias_gap = max((float((a - b).abs().max()) for a, b in biases), default=0.0)
+    responses, decode_gap = decode(step)
+    assert all(tensor.isfinite().all() for tensor in own_updated.values())
+    assert not own_biases or all(bias.abs().max() > 0 for bias in own_biases)
+    worst = [None] * dist.get_world_size()
+    mine = (gradient_gap, gradient_name, update_gap, bias_gap, decode_gap, responses)
+    dist.all_gather_object(worst, mine)
+    expected_loss = reference["metrics"]["train/loss"]
+    expected_norm = reference["metrics"]["train/grad_norm"]
+    return {
+        "loss": abs(metrics["train/loss"] / expected_loss - 1),
+        "grad_norm": abs(metrics["train/grad_norm"] / expected_norm - 1),
+        "gradient": max(w[0] for w in worst),
+        "gradient_name": max(worst, key=lambda w: w[0])[1],
+        "update_in_lr": max(w[2] for w in worst),
+        "expert_bias": max(w[3] for w in worst),
+        "decode": max(w[4] for w in worst),
+        # Every response of the reference, each from some rank, token by token.
+        "same_responses": {key: ids for w in worst for key, ids in w[5].items()}
+        == reference["responses"],
+    }
+
+
+def worst_gap(own: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> tuple[float, str]:
+    """Largest difference of a gradient relative to its own largest entry, and whose it is."""
+    gaps = {}
+    for name, expected_tensor in expected.items():
+        assert own[name].isfinite().all(), name
+        assert expected_tensor.abs().max() > 0 or ".experts." in name, name
+        difference = float((own[name] - expected_tensor).abs().max())
+        largest = float(expected_tensor.abs().max())
+        gaps[name] = difference / largest if largest else difference
+    name = max(gaps, key=gaps.__getitem__)
+    return gaps[name], name
+
+
+def decode(step: Any) -> tuple[dict[str, list[int]], float]:
+    """Responses of this replica, and how far decoding is from the training forward, in nats.
+
+    Fewer rows than responses, so that some wait; prompts of different lengths; and fewer prompts
+    than replicas in a world of 4, so that a replica may have nothing to do but keep step.
+    """
+    from megatron_r1.rollout.engine import SamplingParams
+    from megatron_r1.rollout.inprocess import InProcessEngine
+    from megatron_r1.types import Prompt, TrainBatch, TrainRow
+
+    policy = step.policy
+    generator = torch.Generator().manual_seed(3)
+    prompts = [
+        Prompt(
+            id=str(i),
+            draw=i,
+            question="",
+            text="",
+            token_ids=tuple(torch.randint(1, 500, (5 + 7 * i,), generator=generator).tolist()),
+            answer="",
+            grader="exact",
+        )
+        for i in range(3)
+    ]
+    own = prompts[policy.layout.dp.rank :: policy.layout.dp.size]
+    engine = InProcessEngine(policy, ByteTokenizer(), max_batch=5, max_prefill_tokens=64)
+    params = SamplingParams(
+        num_samples=3, max_response_tokens=12, temperature=0.8, top_p=1.0, top_k=0, seed=11
+    )
+    groups = list(engine.generate(own, params, weight_version=0))
+    responses: dict[str, list[int]] = {}
+    batch = []
+    for group in groups:
+        for rollout in group.rollouts:
+            responses[f"{group.prompt.id}/{rollout.sample}"] = list(rollout.token_ids)
+            num_prompt = len(group.prompt.token_ids)
+            tokens_L = torch.tensor(group.prompt.token_ids + rollout.token_ids)
+            mask_L = torch.arange(len(tokens_L)) >= num_prompt
+            logprobs_L = torch.tensor((0.0,) * num_prompt + rollout.logprobs)
+            batch.append(
+                TrainRow(tokens_L=tokens_L, loss_mask_L=mask_L, logprobs_rollout_L=logprobs_L)
+            )
+    trained = step.logprobs(TrainBatch(rows=tuple(batch)), temperature=0.8)
+    if not policy.layout.is_last_stage:
+        return responses, 0.0
+    assert all(new_L.isfinite().all() for new_L in trained)
+    gaps = [
+        float((new_L - row.logprobs_rollout_L)[row.loss_mask_L].abs().max())
+        for new_L, row in zip(trained, batch, strict=True)
+    ]
+    return responses, max(gaps, default=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ByteTokenizer:
+    """Enough of a tokenizer to decode with: token 0 ends a response."""
+
+    eos_id: int = 0
+
+    def decode(self, ids: Any) -> str:
+        return " ".join(str(i) for i in ids)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,44 @@
+"""Rules that misbehave, in a module that reward workers can import."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+from megatron_r1.types import Prompt, Rollout
+
+
+def sleepy(prompt: Prompt, rollout: Rollout) -> tuple[float, str]:
+    """Sleeps for as many seconds as the response says."""
+    time.sleep(float(rollout.text))
+    return 1.0, "awake"
+
+
+def broken(prompt: Prompt, rollout: Rollout) -> tuple[float, str]:
+    """Breaks on the response ``break``."""
+    if rollout.text == "break":
+        raise ZeroDivisionError("the rule, not the response")
+    return 1.0, "whole"
+
+
+def not_a_number(prompt: Prompt, rollout: Rollout) -> tuple[float, str]:
+    return float("nan"), "no idea"
+
+
+def suicidal(prompt: Prompt, rollout: Rollout) -> tuple[float, str]:
+    """Dies as from the kernel's out-of-memory killer on the response ``die``."""
+    if rollout.text == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 1.0, "alive"
+
+
+def worker_pid(prompt: Prompt, rollout: Rollout) -> tuple[float, str]:
+    return float(os.getpid()), "process id"
+
+
+def heavy_imports(prompt: Prompt, rollout: Rollout) -> tuple[float, str]:
+    """1 for each heavy package that this process has loaded."""
+    heavy = [name for name in ("torch", "megatron", "transformers") if name in sys.modules]
+    return float(len(heavy)), ", ".join(heavy)

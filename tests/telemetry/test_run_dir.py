@@ -1,0 +1,76 @@
+"""One run, one directory, one configuration, one process at a time."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+
+import pytest
+import yaml
+
+from megatron_r1.config.load import load_config
+from megatron_r1.errors import RunDirError
+from megatron_r1.telemetry.run_dir import RunDir
+
+
+def config(root, *overrides: str):
+    return load_config(["experiment=quickstart", f"run.root={root}", *overrides])
+
+
+def test_it_says_what_the_run_is(tmp_path):
+    RunDir(config(tmp_path, "parallel.tensor=2")).close()
+    saved = yaml.safe_load((tmp_path / "quickstart/config.yaml").read_text())
+    assert saved["stage"]["zero"]["rollouts_per_prompt"] == 16
+    manifest = json.loads((tmp_path / "quickstart/manifest.json").read_text())
+    assert manifest["parallel"]["tensor"] == 2
+    assert manifest["packages"]["megatron-core"] == "0.16.1"
+
+
+def open_elsewhere(root, found) -> None:
+    try:
+        RunDir(config(root)).close()
+        found.put("opened")
+    except RunDirError as error:
+        found.put(str(error))
+
+
+def test_a_second_process_is_refused_until_the_first_lets_go(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    found = spawn.Queue()
+
+    def try_it() -> str:
+        process = spawn.Process(target=open_elsewhere, args=(tmp_path, found))
+        process.start()
+        answer = found.get(timeout=60)
+        process.join()
+        return answer
+
+    with RunDir(config(tmp_path)):
+        assert "is in use by process" in try_it()
+    assert try_it() == "opened"
+
+
+def test_another_configuration_is_another_run(tmp_path):
+    RunDir(config(tmp_path, "algo.kl_beta=0.7")).close()  # refused later, say: claims nothing
+    RunDir(config(tmp_path)).close()
+    (tmp_path / "quickstart/base").mkdir()
+    (tmp_path / "quickstart/base/metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(RunDirError, match="algo.kl_beta: 0.001 -> 0.5.*another run.name"):
+        RunDir(config(tmp_path, "algo.kl_beta=0.5"))
+    # Lengths, layout and what is only reported may change.
+    RunDir(config(tmp_path, "stage.zero.num_steps=500", "parallel.expert=2")).close()
+    RunDir(config(tmp_path, "algo.kl_beta=0.5", "run.overwrite=true")).close()
+
+
+def test_overwrite_deletes_what_this_program_made_and_nothing_else(tmp_path):
+    RunDir(config(tmp_path)).close()
+    (tmp_path / "quickstart/metrics.jsonl").write_text("{}")
+    RunDir(config(tmp_path, "run.overwrite=true")).close()
+    assert not (tmp_path / "quickstart/metrics.jsonl").exists()
+
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunDirError, match="was not made by this program"):
+        RunDir(config(tmp_path, "run.name=mine", "run.overwrite=true"))
+    assert (mine / "thesis.tex").read_text() == "years of work"

@@ -1,0 +1,206 @@
+"""What a user can get wrong ends with exit code 2 and one message that says what to do.
+
+Each case is the real command in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+pytestmark = [pytest.mark.megatron, pytest.mark.xdist_group("commands")]
+
+SMALL = [
+    "data=chain_sum",
+    "data.num_problems=3000",
+    "data.heldout_problems=8",
+    "data.corpus_frac=0.4",
+    "data.max_prompt_tokens=64",
+    "rollout.max_response_tokens=16",
+    "telemetry.tensorboard=false",
+    "stage.checkpoint_every_steps=1",
+]
+BASE = ["stage=tiny_base", "stage.num_steps=1", "stage.sequences_per_step=4", *SMALL]
+BASE += ["stage.num_documents=400"]
+ZERO = ["stage=r1_zero", "stage.num_steps=1", "stage.steps_per_phase=1", *SMALL]
+ZERO += ["stage.prompts_per_step=1", "stage.rollouts_per_prompt=2"]
+
+
+def train(*overrides: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "megatron_r1.train", *overrides],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def refused(*overrides: str, **environment: str) -> str:
+    """The one message of a run that must end with exit code 2."""
+    done = train(*overrides, **environment)
+    assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "Traceback" not in done.stderr
+    messages = [line for line in done.stderr.splitlines() if "Error: " in line]
+    assert len(messages) == 1, done.stderr
+    return done.stderr[done.stderr.index(messages[0]) :]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A tiny base model that has made one step."""
+    root = tmp_path_factory.mktemp("base")
+    done = train(*BASE, f"run.root={root}", "run.name=base")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return root / "base"
+
+
+@pytest.fixture
+def zero(base, tmp_path) -> list[str]:
+    """Overrides of an R1-Zero run from it that works."""
+    return [*ZERO, f"model.init_from={base}", f"run.root={tmp_path}"]
+
+
+def test_the_run_that_the_others_spoil_works(zero, tmp_path):
+    done = train(*zero)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert (tmp_path / "r1_zero/checkpoints/latest").read_text() == "step_000001\n"
+
+
+def test_unknown_override():
+    message = refused("rolout.temperature=0.7")
+    assert "rolout" in message and "conf/" in message
+
+
+def test_wrong_type():
+    message = refused("stage.num_steps=many")
+    assert "stage.num_steps" in message and "many" in message
+
+
+def test_degrees_that_do_not_divide_the_world():
+    message = refused("parallel.tensor=2", "rollout.max_response_tokens=64", WORLD_SIZE="3")
+    assert "2 * 1 = 2 does not divide the world size 3" in message
+    assert "Choose a product out of 1, 3" in message
+
+
+def test_no_base_model(tmp_path):
+    message = refused(*ZERO, f"run.root={tmp_path}")
+    assert "model.init_from=DIR" in message
+
+
+def test_missing_prompt_file(zero, tmp_path):
+    message = refused(*zero, "data=jsonl", f"data.path={tmp_path}/none.jsonl")
+    assert f"{tmp_path}/none.jsonl" in message
+
+
+def test_empty_prompt_file(zero, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    message = refused(*zero, "data=jsonl", f"data.path={tmp_path}/empty.jsonl")
+    assert f"{tmp_path}/empty.jsonl" in message
+
+
+def test_malformed_line_is_named(zero, tmp_path):
+    good = json.dumps({"question": "1 + 1 =", "answer": "2"})
+    (tmp_path / "prompts.jsonl").write_text(f'{good}\n{{"question": "2 + 2 =", "answer": \n')
+    message = refused(*zero, "data=jsonl", f"data.path={tmp_path}/prompts.jsonl")
+    assert f"{tmp_path}/prompts.jsonl:2" in message
+
+
+def test_tokenizer_that_does_not_fit(zero):
+    message = refused(*zero, "model.vocab_size=300")
+    assert "model.vocab_size=" in message and "data.tokenizer=" in message
+
+
+def test_truncated_checkpoint(zero, base, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(base, broken)
+    checkpoint = broken / "checkpoints/step_000001"
+    shard = max(checkpoint.glob("policy/*.distcp"), key=lambda p: p.stat().st_size)
+    os.truncate(shard, shard.stat().st_size // 2)
+    message = refused(*zero, f"model.init_from={broken}")
+    assert str(checkpoint) in message and shard.name in message
+
+
+def test_checkpoint_of_another_program(zero, tmp_path):
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "model.safetensors").write_bytes(b"0" * 100)
+    message = refused(*zero, f"model.init_from={foreign}")
+    assert str(foreign) in message and "no checkpoint of this program" in message
+    (foreign / "state.json").write_text("{}")
+    (foreign / "tokenizer").mkdir()
+    message = refused(*zero, f"model.init_from={foreign}")
+    assert str(foreign) in message
+
+
+def test_checkpoint_of_another_model(zero):
+    message = refused(*zero, "model.num_layers=2")
+    assert "model.num_layers: checkpoint 4, configuration 2" in message
+
+
+def test_two_processes_in_one_run_directory(base, tmp_path):
+    long = [*BASE, f"run.root={tmp_path}", "run.name=shared", "stage.num_steps=100000"]
+    first = subprocess.Popen(
+        [sys.executable, "-m", "megatron_r1.train", *long],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "shared/metrics.jsonl").exists():
+            assert first.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        message = refused(*long)
+        assert f"{tmp_path}/shared is in use by process {first.pid} on" in message
+        assert first.poll() is None  # and goes on
+    finally:
+        first.kill()
+        first.wait()
+
+
+def small_disk(directory: Path, megabytes: int) -> bool:
+    """Mount a file system of that size, where this process may; False where it may not."""
+    directory.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(directory)]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def test_a_full_disk_while_saving_loses_nothing(base, tmp_path):
+    """One checkpoint fits (17 MB), the second does not: the first stays, whole and loadable."""
+    disk = tmp_path / "disk"
+    mounted = small_disk(disk, 28)
+    limit = "" if mounted else "ulimit -f 4000; "  # no right to mount: files of at most 4 MB
+    name = "full"
+    if not mounted:  # the limit would hit the first checkpoint too: bring one along
+        shutil.copytree(base, disk / name)
+    try:
+        command = [*BASE, f"run.root={disk}", f"run.name={name}", "stage.num_steps=3"]
+        done = subprocess.run(
+            ["bash", "-c", f'{limit}exec "$@"', "_", sys.executable, "-m", "megatron_r1.train"]
+            + command,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 2, done.stderr[-4000:]
+        message = done.stderr[done.stderr.index("CheckpointError") :]
+        assert "Traceback" not in message
+        assert "step_000001 is whole" in message
+        assert not list((disk / name / "checkpoints").glob(".partial*"))
+        # The checkpoint that is left serves as well as before.
+        again = train(*ZERO, f"model.init_from={disk / name}", f"run.root={tmp_path}/elsewhere")
+        assert again.returncode == 0, again.stderr[-4000:]
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(disk)], check=True)
