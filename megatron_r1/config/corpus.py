@@ -11,9 +11,9 @@ from megatron_r1.errors import ConfigError
 class CorpusConfig:
     """How `data/corpus.py` writes one response to each problem."""
 
-    careful_frac: float = 0.5
+    careful_frac: float = 0.8
     """Share of responses that add up term by term. The others guess."""
-    slip_frac: float = 0.2
+    slip_frac: float = 0.45
     """Chance that a careful step gets its total wrong. The error is carried on into the answer."""
     malformed_frac: float = 0.1
     """Share of responses, of either manner, with broken tags."""

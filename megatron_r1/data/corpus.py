@@ -1,9 +1,10 @@
 """The noisy synthetic corpus of a tiny base model, which RL then has something to sharpen in.
 
 Two manners of answering occur in it, as in the text a large model has read. The careful one keeps
-running totals and slips now and then; the hasty one guesses, is short, and is nearly always
-wrong. A model of this corpus has learned both. RL finds out that thinking pays, and responses grow
-longer: R1-Zero in miniature.
+running totals and gets nearly every second one wrong; the hasty one guesses, is short, and is
+nearly always wrong. A model of this corpus has learned both, and all their errors. Yet the right
+total is the likeliest single one at each step, and that is what RL finds: to think first, and to
+be sure. R1-Zero in miniature.
 """
 
 from __future__ import annotations
