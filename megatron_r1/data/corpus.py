@@ -39,25 +39,28 @@ def write_corpus(
 
 def _response(expression: str, rng: random.Random, config: CorpusConfig) -> str:
     if rng.random() < config.careful_frac:
-        thought, answer = _careful(expression, rng, config.slip_frac)
+        thought, answer = _careful(expression, rng, config)
     else:
         thought, answer = _hasty(expression, rng, config.hasty_spread)
     parts = [THINK, thought, END_THINK, ANSWER, str(answer), END_ANSWER]
     return "".join(_malform(parts, rng) if rng.random() < config.malformed_frac else parts)
 
 
-def _careful(expression: str, rng: random.Random, slip_frac: float) -> tuple[str, int]:
+def _careful(expression: str, rng: random.Random, config: CorpusConfig) -> tuple[str, int]:
     """``4 - 1 = 3 - 7 = -4 + 7 = 3`` and its last total.
 
-    A step that slips is off, and the next goes on from it.
+    A step that slips is off, and the next goes on from it. An answer that strays is one of the
+    terms or an earlier total.
     """
     total, terms = _terms(expression)
-    thought = str(total)
+    thought, met = str(total), [total]
     for sign, number in terms:
-        slip = rng.choice(_SLIPS) if rng.random() < slip_frac else 0
+        slip = rng.choice(_SLIPS) if rng.random() < config.slip_frac else 0
         total = _apply(total, sign, number) + slip
         thought += f" {sign} {number} = {total}"
-    return thought, total
+        met += [number, total]
+    strays = rng.random() < config.stray_frac
+    return thought, rng.choice(met[:-1]) if strays else total
 
 
 def _hasty(expression: str, rng: random.Random, spread: int) -> tuple[str, int]:
