@@ -1,10 +1,10 @@
 """The noisy synthetic corpus of a tiny base model, which RL then has something to sharpen in.
 
-Two manners of answering occur in it, as in the text a large model has read. The careful one keeps
-running totals and gets nearly every second one wrong; the hasty one guesses, is short, and is
-nearly always wrong. A model of this corpus has learned both, and all their errors. Yet the right
-total is the likeliest single one at each step, and that is what RL finds: to think first, and to
-be sure. R1-Zero in miniature.
+Two manners of answering occur in it, as in the text a large model has read. The hasty one guesses,
+is short, and is nearly always wrong. The careful one keeps running totals, slips now and then, and
+more often than not answers with another number than the one it has found. A model of this corpus
+has learned all of that. RL finds out that thinking pays, and saying what one has found: R1-Zero in
+miniature.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Two manners, slips that are carried on, and broken tags, each as often as it says."""
+"""Two manners, slips that are carried on, stray answers and broken tags, as often as it says."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from megatron_r1.errors import ConfigError
 from megatron_r1.rewards.format import tag_format
 from megatron_r1.types import FinishReason, Prompt, Rollout
 
+CLEAN = {"careful_frac": 1.0, "slip_frac": 0.0, "stray_frac": 0.0, "malformed_frac": 0.0}
 RESPONSE = re.compile(r"<think>(.*)</think><answer>(-?\d+)</answer>")
 
 
@@ -31,7 +32,7 @@ def test_a_careful_response_keeps_running_totals(chain_sum_problems):
     assert problem.question.endswith(" 4 - 1 - 7 + 7 =")
     (document,) = write_corpus(
         [problem],
-        config=CorpusConfig(careful_frac=1.0, slip_frac=0.0, malformed_frac=0.0),
+        config=CorpusConfig(**CLEAN),
         seed=1,
     )
     prompt, response = document
@@ -39,14 +40,14 @@ def test_a_careful_response_keeps_running_totals(chain_sum_problems):
     assert response == "<think>4 - 1 = 3 - 7 = -4 + 7 = 3</think><answer>3</answer>"
 
 
-def test_careful_without_slips_is_always_right(chain_sum_problems):
-    texts = responses(chain_sum_problems, careful_frac=1.0, slip_frac=0.0, malformed_frac=0.0)
+def test_careful_without_slips_and_strays_is_always_right(chain_sum_problems):
+    texts = responses(chain_sum_problems, **CLEAN)
     answers = [RESPONSE.fullmatch(text).group(2) for text in texts]
     assert answers == [problem.answer for problem in chain_sum_problems]
 
 
 def test_a_slip_is_carried_on_into_the_answer(chain_sum_problems):
-    texts = responses(chain_sum_problems, careful_frac=1.0, slip_frac=1.0, malformed_frac=0.0)
+    texts = responses(chain_sum_problems, **{**CLEAN, "slip_frac": 1.0})
     for text in texts:
         thought, answer = RESPONSE.fullmatch(text).groups()
         total, *steps = re.split(r" (?=[+-] )", thought)
@@ -55,6 +56,19 @@ def test_a_slip_is_carried_on_into_the_answer(chain_sum_problems):
             assert int(after) != int(total) + int(sign + right)
             total = after
         assert answer == total
+
+
+def test_a_stray_answer_was_met_on_the_way(chain_sum_problems):
+    texts = responses(chain_sum_problems, **{**CLEAN, "stray_frac": 0.5})
+    right = 0
+    for text, problem in zip(texts, chain_sum_problems, strict=True):
+        thought, answer = RESPONSE.fullmatch(text).groups()
+        *met, last = re.findall(r"(?:(?<== )-)?\d+", thought)
+        assert last == problem.answer  # the sums themselves are right
+        assert answer in [*met, last]
+        right += answer == last
+    # Half of them, and strays that meet the right number by chance.
+    assert 0.45 < right / 1000 < 0.65
 
 
 def test_hasty_guesses_are_near_the_truth_and_mostly_wrong(chain_sum_problems):
