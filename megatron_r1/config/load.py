@@ -28,6 +28,7 @@ from megatron_r1.config import (
     stage,
     telemetry,
 )
+from megatron_r1.config.overrides import check_names
 from megatron_r1.errors import ConfigError, UserError
 
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
@@ -77,10 +78,9 @@ def load_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> run.RunC
     register_schemas()
     try:
         with initialize_config_dir(config_dir=str(conf_dir), version_base="1.3"):
+            check_names(overrides, conf_dir)
             composed = compose(config_name="config", overrides=list(overrides))
-        config = OmegaConf.to_object(composed)
-    except UserError as error:
-        raise ConfigError(_locate(error, composed)) from None
+        config = _convert(composed)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_explain(error, overrides)) from error
     _check_finite(config, "")
@@ -98,6 +98,14 @@ def _check_finite(value: object, path: str) -> None:
             _check_finite(item, f"{path}.{key}".lstrip("."))
 
 
+def _convert(composed: DictConfig) -> run.RunConfig:
+    """Dataclasses out of the composed tree; their own checks run here."""
+    try:
+        return OmegaConf.to_object(composed)
+    except UserError as error:
+        raise ConfigError(_locate(error, composed)) from None
+
+
 def _locate(error: UserError, composed: DictConfig) -> str:
     """The message of a schema that refused its values, with the path of the group it is in."""
     path, node = "", composed
@@ -110,8 +118,12 @@ def _locate(error: UserError, composed: DictConfig) -> str:
                     path, node = f"{path}.{key}".lstrip("."), child
                     break
         else:
-            message = str(error)
-            return message if message.startswith(f"{path}.") else f"in {path}: {message}"
+            break
+    message = str(error)
+    if message.startswith(f"{path}."):
+        return message
+    # A schema that serves in several places starts with the field's own name.
+    return f"{path}.{message}" if message.split(maxsplit=1)[0] in node else f"{path}: {message}"
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
@@ -119,19 +131,11 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    if isinstance(cause, UserError):
-        return str(cause)
-    lines = [" ".join(str(error).split("\n")).strip()]
-    if cause is not error:
-        lines.append(" ".join(str(cause).split("\n")).strip())
-    lines.append(f"Overrides given: {' '.join(overrides) or 'none'}.")
-    lines.append(
-        "Choices and their files are in conf/; every key, its type and its meaning in "
-        "megatron_r1/config/. A setting is named group.key, e.g. rollout.temperature=0.7. In a "
-        "mapping a new key takes +, e.g. +reward.weights.mine=0.2, and ~reward.weights.format "
-        "removes one"
+    texts = dict.fromkeys(" ".join(str(part).split()) for part in (error, cause))
+    return (
+        f"{'. '.join(texts)}. Overrides given: {' '.join(overrides) or 'none'}. They read "
+        "group=choice or group.key=value; --help lists the groups, megatron_r1/config/ the keys"
     )
-    return "\n".join(lines)
 
 
 def to_yaml(config: run.RunConfig) -> str:

@@ -29,6 +29,10 @@ class EvalConfig:
     def __post_init__(self) -> None:
         for name in ("num_problems", "samples_per_problem"):
             _check_positive(self, name)
+        if self.temperature <= 0:
+            raise ConfigError(f"temperature must be > 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p must be in (0, 1], got {self.top_p}")
 
 
 @dataclass(kw_only=True)

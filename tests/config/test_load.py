@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_r1.config.load import load_config, to_yaml
+from megatron_r1.config.load import CONF_DIR, load_config, to_yaml
 from megatron_r1.config.model import DeepseekV3Config, Qwen2Config
+from megatron_r1.config.overrides import usage
 from megatron_r1.config.stage import R1ZeroConfig, TinyR1ZeroConfig
 from megatron_r1.errors import ConfigError
 
@@ -57,12 +58,30 @@ def test_every_file_in_conf_composes():
 
 def test_unknown_key_is_named_with_a_way_out():
     text = message("rollout.temprature=0.7")
-    assert "temprature" in text and "conf/" in text
+    assert "no setting rollout.temprature. Did you mean rollout.temperature?" in text
+    # Hydra would take any key that is added, and the settings of all other choices stay unknown.
+    assert "no setting rollout.temprature" in message("+rollout.temprature=0.7")
+    assert "Did you mean optimizer.lr?" in message("stage=r1_zero", "stage.base.lr=3")
+    assert "Did you mean stage?" in message("stag=r1_zero")
+
+
+def test_a_new_entry_of_a_mapping_takes_a_plus():
+    assert "+reward.weights.mine=0.2" in message("reward.weights.mine=0.2")
+    config = load_config(["+reward.weights.mine=0.2", "~reward.weights.format"])
+    assert config.reward.weights == {"accuracy": 1.0, "mine": 0.2}
 
 
 def test_unknown_choice_lists_the_choices():
     text = message("model=tiny_v4")
-    assert "tiny_v4" in text and "tiny_v3" in text
+    assert "tiny_v4" in text and "Did you mean tiny_v3?" in text
+    assert "schema" not in text
+    assert "r1_zero, tiny_base" in message("stage=r1_zero_schema")
+
+
+def test_help_names_every_group_and_choice():
+    text = usage(CONF_DIR)
+    for file in CONF_DIR.glob("*/*.yaml"):
+        assert file.stem in text
 
 
 def test_wrong_type_names_key_and_value():
@@ -95,14 +114,14 @@ def test_degrees_that_do_not_divide_the_world():
         (
             ["stage.num_steps=10"],
             1,
-            ["in stage: num_steps = 10", "multiple of steps_per_phase = 16"],
+            ["stage.num_steps = 10", "multiple of steps_per_phase = 16"],
         ),
         (["experiment=quickstart", "parallel.max_tokens_per_microbatch=100"], 1, ["64 + 64"]),
         (["experiment=quickstart", "data.heldout_problems=9"], 1, ["num_problems = 256", "= 9"]),
         (["experiment=quickstart", "model.init_from=runs/x"], 1, ["model.init_from = runs/x"]),
-        (["experiment=quickstart", "optimizer.beta2=7"], 1, ["in optimizer: beta2", "[0, 1)"]),
+        (["experiment=quickstart", "optimizer.beta2=7"], 1, ["optimizer.beta2 must be", "[0, 1)"]),
         (["experiment=quickstart", "run.name=../x"], 1, ["run.name", "'../x'"]),
-        (["stage.checkpoint_every_steps=0"], 1, ["in stage: checkpoint_every_steps"]),
+        (["stage.checkpoint_every_steps=0"], 1, ["stage.checkpoint_every_steps must be"]),
         (["stage.rollouts_per_prompt=1"], 1, ["must be >= 2"]),
         (["model.experts_per_token=3"], 1, ["experts_per_token = 3 is not twice"]),
     ],
