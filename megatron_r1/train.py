@@ -8,9 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_r1.config.load import load_config, to_yaml, world_size_from_environment
+from megatron_r1.config.load import CONF_DIR, load_config, to_yaml, world_size_from_environment
+from megatron_r1.config.overrides import usage
 from megatron_r1.config.run import RunConfig
 from megatron_r1.config.stage import R1ZeroConfig, TinyBaseConfig, TinyR1ZeroConfig
+from megatron_r1.data.prompts import check_source
 from megatron_r1.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 from megatron_r1.rewards.mix import rules_of
 
@@ -18,10 +20,15 @@ from megatron_r1.rewards.mix import rules_of
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compose, check, print the configuration, run its stage. Returns the exit code."""
     is_main = os.environ.get("RANK", "0") == "0"
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & set(arguments):
+        print(usage(CONF_DIR))
+        return EXIT_DONE
     try:
-        config = load_config(sys.argv[1:] if arguments is None else arguments)
+        config = load_config(arguments)
         config.validate(world_size_from_environment())
         rules_of(config.reward)  # refuses unknown rules
+        check_source(config.data)
         if is_main:
             print(to_yaml(config), flush=True)
         run(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,19 @@ from megatron_r1.errors import ConfigError, DataError
 GRADERS = ("math", "exact")
 
 
-def read_jsonl(path: str | Path) -> list[Problem]:
+def read_jsonl(path: str | Path, *, max_lines: int | None = None) -> list[Problem]:
     """Read ``question``, ``answer`` and optional ``id`` and ``grader``; other keys are left alone.
 
     Without an id a problem is named after the file and its line. The grader is ``math`` unless
-    named.
+    named. `max_lines` stops there; None reads the whole file.
 
     Raises:
         DataError: the file is missing or holds no problem, or a line is unusable: ``file:line``,
             what is wrong, and how the line starts.
     """
     try:
-        lines = Path(path).read_bytes().split(b"\n")
+        with open(path, "rb") as file:
+            lines = list(itertools.islice(file, max_lines))
     except OSError as error:
         raise DataError(
             f"prompt file {path}: {error.strerror}. "

@@ -21,6 +21,8 @@ from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import DataError
 from megatron_r1.types import Prompt
 
+_FIRST_LINES = 1000
+
 
 class PromptSource:
     """Endless prompts from `train`, in an order that depends on the seed and the epoch alone.
@@ -94,6 +96,24 @@ class PromptSource:
         )
 
 
+def check_source(config: DataConfig) -> None:
+    """Find in a second what is wrong with the source's names and first lines.
+
+    `open_prompts` reads the rest, and needs a tokenizer; a model may be in training until then.
+
+    Raises:
+        ConfigError: unknown task, option or template.
+        DataError: a file that cannot be read, or an unusable line among its first.
+    """
+    render(config.template, "")
+    if config.source is PromptSourceKind.reasoning_gym:
+        generate_problems(config.task, config.task_options, 1)
+        return
+    for path in (config.path, config.heldout_path):
+        if path is not None:
+            read_jsonl(path, max_lines=_FIRST_LINES)
+
+
 def open_prompts(config: DataConfig, tokenizer: Tokenizer, *, seed: int) -> PromptSource:
     """Load or generate the problems, drop duplicates and long ones, and split the rest.
 
@@ -125,13 +145,14 @@ def open_prompts(config: DataConfig, tokenizer: Tokenizer, *, seed: int) -> Prom
 def open_corpus(config: DataConfig) -> tuple[Problem, ...]:
     """The problems that only the synthetic corpus may use; `open_prompts` never draws them."""
     problems = generate_problems(config.task, config.task_options, config.num_problems)
-    corpus = split_by_hash(remove_duplicates(problems), corpus_frac=config.corpus_frac).corpus
-    if not corpus:
+    splits = split_by_hash(remove_duplicates(problems), corpus_frac=config.corpus_frac)
+    _check_sizes(splits, config)
+    if not splits.corpus:
         raise DataError(
             f"no problem is set aside for the synthetic corpus: data.corpus_frac = "
             f"{config.corpus_frac} of data.num_problems = {config.num_problems}. Raise one of them"
         )
-    return corpus
+    return splits.corpus
 
 
 def _split_with_file(
