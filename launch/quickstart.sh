@@ -19,11 +19,13 @@ if ((NPROC > 1)); then export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}; fi
 # One process a rank, as torchrun would start them; but the exit code is the program's own: 2 for a
 # mistake in the overrides, 75 for "run me again".
 port=$(python3 -c "import socket; s = socket.socket(); s.bind(('127.0.0.1', 0)); print(s.getsockname()[1])")
+guard=() # kill -9 of this script ends its ranks too, where the system can promise that
+if command -v setpriv >/dev/null; then guard=(setpriv --pdeathsig TERM); fi
 pids=()
 trap 'kill "${pids[@]}" 2>/dev/null || true' EXIT
 for ((rank = 0; rank < NPROC; rank++)); do
     RANK=$rank LOCAL_RANK=$rank WORLD_SIZE=$NPROC MASTER_ADDR=127.0.0.1 MASTER_PORT=$port \
-        python3 -m megatron_r1.train experiment=quickstart "$@" &
+        "${guard[@]}" python3 -m megatron_r1.train experiment=quickstart "$@" &
     pids+=($!)
 done
 code=0
