@@ -42,3 +42,9 @@ def heavy_imports(prompt: Prompt, rollout: Rollout) -> tuple[float, str]:
     """1 for each heavy package that this process has loaded."""
     heavy = [name for name in ("torch", "megatron", "transformers") if name in sys.modules]
     return float(len(heavy)), ", ".join(heavy)
+
+
+def even_tokens(prompt: Prompt, rollout: Rollout) -> tuple[float, str]:
+    """The share of even token ids: a toy that a policy learns in seconds."""
+    even = sum(token % 2 == 0 for token in rollout.token_ids)
+    return even / len(rollout.token_ids), f"{even} of {len(rollout.token_ids)}"
