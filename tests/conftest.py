@@ -13,20 +13,22 @@ ONE_DIGIT = {"min_terms": 4, "max_terms": 4, "min_digits": 1, "max_digits": 1}
 
 
 class OneRank:
-    """Megatron-Core on a single process; layouts are entered as policies are built."""
+    """Megatron-Core on a single process; policies of one layout share its process groups."""
 
     def __init__(self) -> None:
         from megatron_r1.platform.host import prepare, start_process_group
 
         self.host = prepare()
         start_process_group(self.host, timeout_minutes=5)
+        self._layout = None
 
     def policy(self, config, *, seed: int = 7):
         from megatron_r1.models.policy import Policy
         from megatron_r1.parallel.layout import enter_layout
 
-        layout = enter_layout(config.parallel, seed=1)
-        return Policy(config.model, layout, config.precision, self.host, seed=seed)
+        if self._layout is None or self._layout.config != config.parallel:
+            self._layout = enter_layout(config.parallel, seed=1)
+        return Policy(config.model, self._layout, config.precision, self.host, seed=seed)
 
 
 @pytest.fixture(scope="session")

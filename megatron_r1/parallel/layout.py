@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
-from torch.distributed import ProcessGroup
+from torch.distributed import ProcessGroup, distributed_c10d
 
 from megatron_r1.config.parallel import ParallelConfig
 
@@ -116,6 +116,13 @@ def enter_layout(config: ParallelConfig, *, seed: int) -> Layout:
 
 
 def leave_layout() -> None:
-    """Give back the groups of the current layout, if there is one."""
+    """End the groups of the current layout, if there is one.
+
+    Megatron ends a few; the others it would forget, each with its threads and its sockets.
+    """
     if parallel_state.model_parallel_is_initialized():
+        groups = parallel_state._global_process_group_list[1:]  # behind the world's
         parallel_state.destroy_model_parallel()
+        for group in groups:
+            if group in distributed_c10d._world.pg_map:
+                dist.destroy_process_group(group)

@@ -26,7 +26,11 @@ STEPS = max(12, 3 * KILLS)
 CLOCK = re.compile("^time/|per_s|seconds")
 RANKS = int(os.environ.get("R1_KILL_RANKS", "1"))
 
-pytestmark = [pytest.mark.megatron, pytest.mark.xdist_group("ranks"), pytest.mark.timeout(1800)]
+pytestmark = [
+    pytest.mark.megatron,
+    pytest.mark.xdist_group("ranks"),
+    pytest.mark.timeout(1800 + 60 * KILLS),
+]
 
 OVERRIDES = [
     "experiment=quickstart",
@@ -70,7 +74,7 @@ def start(root: Path) -> subprocess.Popen:
 
 def finish(root: Path) -> Path:
     process = start(root)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output[-4000:]
     return root / "quickstart"
 
