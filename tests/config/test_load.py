@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megatron_r1.config.load import load_config, to_yaml
-from megatron_r1.config.model import DeepseekV3Config, Qwen2Config
+from megatron_r1.config.model import DeepseekV3Config, GroupedQueryConfig
 from megatron_r1.config.stage import R1ZeroConfig, TinyR1ZeroConfig
 from megatron_r1.errors import ConfigError
 
@@ -30,7 +30,7 @@ def test_the_default_run_is_the_papers():
 def test_choices_and_overrides_compose():
     config = load_config(["experiment=quickstart", "model=tiny_dense", "parallel.tensor=2"])
     assert isinstance(config.stage, TinyR1ZeroConfig)
-    assert isinstance(config.model, Qwen2Config)
+    assert isinstance(config.model, GroupedQueryConfig)
     assert config.parallel.sequence_parallel
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_r1.config.load import load_config
-from megatron_r1.config.model import DeepseekV3Config, Qwen2Config
+from megatron_r1.config.model import DeepseekV3Config, GroupedQueryConfig
 from megatron_r1.models.policy import Policy
 from tests.models.builders import logits_of, random_tokens
 
@@ -157,7 +157,7 @@ def hugging_face_deepseek(config: DeepseekV3Config) -> torch.nn.Module:
     return DeepseekV3ForCausalLM(their_config)
 
 
-def hugging_face_qwen(config: Qwen2Config) -> torch.nn.Module:
+def hugging_face_qwen(config: GroupedQueryConfig) -> torch.nn.Module:
     from transformers import Qwen2Config as TheirConfig
     from transformers import Qwen2ForCausalLM
 
