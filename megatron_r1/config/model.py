@@ -149,8 +149,9 @@ class Qwen3MoeConfig(MixtureConfig, GroupedQueryConfig):
     normalize_weights: bool = True
     """The weights of a token's experts add up to 1."""
     balance_loss: float = 1e-3
-    """Qwen3 takes the balance over the global batch; here it is over each sequence, which no split
-    of the batch changes."""
+    """Qwen3 was trained for balance over a global batch; here it is over each sequence, which no
+    split of the batch changes. The 0.001 in its config.json would be 0.008 here: the loss that it
+    weighs lacks Eq. 17's division by experts_per_token."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -57,7 +57,6 @@ _QWEN3_MOE = {
     "experts_per_token": "num_experts_per_tok",
     "moe_ffn_hidden_size": "moe_intermediate_size",
     "normalize_weights": "norm_topk_prob",
-    "balance_loss": "router_aux_loss_coef",
 }
 _DEEPSEEK_V3 = {
     **_COMMON,
@@ -123,7 +122,6 @@ _DEFAULTS = {
     "initializer_range": 0.02,
     "tie_word_embeddings": False,
     "norm_topk_prob": False,
-    "router_aux_loss_coef": 0.001,
     "num_nextn_predict_layers": 0,
 }
 # transformers 5 writes the one on the left, the hub has the one on the right.
@@ -133,8 +131,8 @@ _RENAMED = {"num_local_experts": "num_experts", "num_mtp_layers": "num_nextn_pre
 def model_config_from_hf(config_json: Json, where: str, *, name: str | None = None) -> ModelConfig:
     """The model of a config.json.
 
-    Fields that are about training with other software, about precision or about tokens
-    (`torch_dtype`, `quantization_config`, `eos_token_id`) are not part of it.
+    Fields about precision, about tokens or about how it was trained (`torch_dtype`,
+    `quantization_config`, `eos_token_id`, `router_aux_loss_coef`) are not part of it.
 
     Args:
         where: the file, for messages.

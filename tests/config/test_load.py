@@ -105,6 +105,12 @@ def test_degrees_that_do_not_divide_the_world():
         (["stage.checkpoint_every_steps=0"], 1, ["in stage: checkpoint_every_steps"]),
         (["stage.rollouts_per_prompt=1"], 1, ["must be >= 2"]),
         (["model.experts_per_token=3"], 1, ["experts_per_token = 3 is not twice"]),
+        (["model.num_dense_layers=5"], 1, ["num_dense_layers = 5 exceeds", "num_layers = 4"]),
+        (["model=tiny_dense", "model.qk_norm=true"], 1, ["qkv_bias", "qk_norm", "exported"]),
+        (["model=tiny_qwen3_moe", "model.qk_norm=false"], 1, ["qk_norm = False", "Leave both out"]),
+        (["model=tiny_qwen3_moe", "model.experts_per_token=9"], 1, ["= 9 exceeds", "experts = 8"]),
+        (["model=tiny_qwen3_moe", "parallel.tensor=4"], 4, ["model.num_kv_heads = 2"]),
+        (["model=llama3.1_8b", "model.rope.low_freq_factor=4"], 1, ["low_freq_factor = 4", "high"]),
     ],
 )
 def test_impossible_combinations_name_values_and_a_way_out(overrides, world_size, words):
