@@ -39,7 +39,8 @@ _SCHEMAS = {
     "data": {"prompts_schema": data.DataConfig},
     "model": {
         "deepseek_v3_schema": model.DeepseekV3Config,
-        "qwen2_schema": model.Qwen2Config,
+        "grouped_query_schema": model.GroupedQueryConfig,
+        "qwen3_moe_schema": model.Qwen3MoeConfig,
     },
     "optimizer": {"adam_schema": optimizer.OptimizerConfig},
     "parallel": {"parallel_schema": parallel.ParallelConfig},

@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron_r1.config.algo import GrpoConfig
 from megatron_r1.config.cluster import ClusterConfig
 from megatron_r1.config.data import DataConfig, PromptSourceKind
-from megatron_r1.config.model import DeepseekV3Config, ModelConfig, Qwen2Config
+from megatron_r1.config.model import GroupedQueryConfig, MixtureConfig, ModelConfig
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.parallel import ParallelConfig
 from megatron_r1.config.precision import PrecisionConfig
@@ -149,7 +149,7 @@ def _check_model_fits_degrees(model: ModelConfig, parallel: ParallelConfig) -> N
     check("model.num_attention_heads", model.num_attention_heads, "tensor", parallel.tensor)
     check("model.ffn_hidden_size", model.ffn_hidden_size, "tensor", parallel.tensor)
     check("model.num_layers", model.num_layers, "pipeline", parallel.pipeline)
-    if isinstance(model, DeepseekV3Config):
+    if isinstance(model, MixtureConfig):
         check("model.num_experts", model.num_experts, "expert", parallel.expert)
         width = model.moe_ffn_hidden_size
         check("model.moe_ffn_hidden_size", width, "expert_tensor", parallel.expert_tensor)
@@ -165,5 +165,5 @@ def _check_model_fits_degrees(model: ModelConfig, parallel: ParallelConfig) -> N
                 f"{parallel.expert_tensor} need a model with experts, and model.name = {model.name}"
                 " has none. Set both to 1"
             )
-    if isinstance(model, Qwen2Config):
+    if isinstance(model, GroupedQueryConfig):
         check("model.num_kv_heads", model.num_kv_heads, "tensor", parallel.tensor)

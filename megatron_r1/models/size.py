@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_r1.config.model import DeepseekV3Config, ModelConfig, Qwen2Config
+from megatron_r1.config.model import (
+    DeepseekV3Config,
+    GroupedQueryConfig,
+    MixtureConfig,
+    ModelConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -25,11 +30,12 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
     outside = embeddings + width  # and the final norm
     per_layer = attention + 2 * width  # and the two norms
     dense = 3 * width * config.ffn_hidden_size
-    if not isinstance(config, DeepseekV3Config):
+    if not isinstance(config, MixtureConfig):
         total = outside + config.num_layers * (per_layer + dense)
         return ParameterCount(total=total, active=total, attention_per_layer=attention)
     expert = 3 * width * config.moe_ffn_hidden_size
-    always = expert * config.num_shared_experts + width * config.num_experts  # and the router
+    num_shared = config.num_shared_experts if isinstance(config, DeepseekV3Config) else 0
+    always = expert * num_shared + width * config.num_experts  # and the router
     num_sparse = config.num_layers - config.num_dense_layers
     common = outside + config.num_layers * per_layer + config.num_dense_layers * dense
 
@@ -47,11 +53,15 @@ def _attention(config: ModelConfig) -> int:
     width, heads = config.hidden_size, config.num_attention_heads
     if isinstance(config, DeepseekV3Config):
         key_width = config.qk_nope_head_dim + config.qk_rope_head_dim
-        query = (width + 1) * config.q_lora_rank + config.q_lora_rank * heads * key_width
+        rank = config.q_lora_rank
+        query = width * heads * key_width
+        if rank is not None:
+            query = (width + 1) * rank + rank * heads * key_width
         latent = width * (config.kv_lora_rank + config.qk_rope_head_dim) + config.kv_lora_rank
         key_value = config.kv_lora_rank * heads * (config.qk_nope_head_dim + config.v_head_dim)
         return query + latent + key_value + heads * config.v_head_dim * width
-    assert isinstance(config, Qwen2Config), f"no parameter count for {type(config).__name__}"
+    assert isinstance(config, GroupedQueryConfig), f"no count for {type(config).__name__}"
     columns = (heads + 2 * config.num_kv_heads) * config.head_dim
     bias = columns if config.qkv_bias else 0
-    return width * columns + bias + heads * config.head_dim * width
+    norms = 2 * config.head_dim if config.qk_norm else 0
+    return width * columns + bias + norms + heads * config.head_dim * width

@@ -21,10 +21,17 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
-from megatron_r1.config.model import DeepseekV3Config, ModelConfig, Qwen2Config, RopeScaling
+from megatron_r1.config.model import (
+    DeepseekV3Config,
+    GroupedQueryConfig,
+    MixtureConfig,
+    ModelConfig,
+    Qwen3MoeConfig,
+    RopeScaling,
+)
 from megatron_r1.config.parallel import ParallelConfig
 from megatron_r1.models.attention import StreamLatentAttention, StreamSelfAttention
-from megatron_r1.models.layers import RmsNorm
+from megatron_r1.models.layers import LatentNorm, RmsNorm
 from megatron_r1.models.moe import StreamLayer, StreamRouter
 
 
@@ -64,20 +71,43 @@ def transformer_config(
         # Losses come normalised over the whole step: gradients are summed, never averaged.
         calculate_per_token_loss=True,
     )
+    if isinstance(model, MixtureConfig):
+        common |= _mixture_fields(model)
     if isinstance(model, DeepseekV3Config):
         return MLATransformerConfig(**common, **_deepseek_v3_fields(model))
-    assert isinstance(model, Qwen2Config), f"no Megatron configuration for {type(model).__name__}"
+    assert isinstance(model, GroupedQueryConfig), f"no configuration for {type(model).__name__}"
+    if isinstance(model, Qwen3MoeConfig):
+        # A softmax after the choice, over the chosen, has them add up to 1.
+        common |= dict(
+            moe_router_score_function="softmax",
+            moe_router_pre_softmax=not model.normalize_weights,
+        )
     return TransformerConfig(
         **common,
         num_query_groups=model.num_kv_heads,
         kv_channels=model.head_dim,
         add_qkv_bias=model.qkv_bias,
+        qk_layernorm=model.qk_norm,
+    )
+
+
+def _mixture_fields(model: MixtureConfig) -> dict[str, Any]:
+    num_sparse = model.num_layers - model.num_dense_layers
+    return dict(
+        num_moe_experts=model.num_experts,
+        moe_layer_freq=[0] * model.num_dense_layers + [1] * num_sparse,
+        moe_ffn_hidden_size=model.moe_ffn_hidden_size,
+        moe_router_topk=model.experts_per_token,
+        moe_router_load_balancing_type="seq_aux_loss",
+        moe_aux_loss_coeff=model.balance_loss,
+        moe_router_dtype="fp32",
+        moe_grouped_gemm=False,
     )
 
 
 def _deepseek_v3_fields(model: DeepseekV3Config) -> dict[str, Any]:
     yarn = model.rope.scaling is RopeScaling.yarn
-    num_sparse = model.num_layers - model.num_dense_layers
+    grouped = model.num_expert_groups > 1
     return dict(
         multi_latent_attention=True,
         q_lora_rank=model.q_lora_rank,
@@ -95,24 +125,16 @@ def _deepseek_v3_fields(model: DeepseekV3Config) -> dict[str, Any]:
         original_max_position_embeddings=model.rope.original_max_positions,
         beta_fast=model.rope.beta_fast,
         beta_slow=model.rope.beta_slow,
-        num_moe_experts=model.num_experts,
-        moe_layer_freq=[0] * model.num_dense_layers + [1] * num_sparse,
-        moe_ffn_hidden_size=model.moe_ffn_hidden_size,
         moe_shared_expert_intermediate_size=(
             model.num_shared_experts * model.moe_ffn_hidden_size or None
         ),
-        moe_router_topk=model.experts_per_token,
-        moe_router_num_groups=model.num_expert_groups,
-        moe_router_group_topk=model.groups_per_token,
+        moe_router_num_groups=model.num_expert_groups if grouped else None,
+        moe_router_group_topk=model.groups_per_token if grouped else None,
         moe_router_topk_scaling_factor=model.routed_scaling,
         moe_router_score_function="sigmoid",
         moe_router_pre_softmax=True,
         moe_router_enable_expert_bias=True,
         moe_router_bias_update_rate=model.bias_update_rate,
-        moe_router_load_balancing_type="seq_aux_loss",
-        moe_aux_loss_coeff=model.balance_loss,
-        moe_router_dtype="fp32",
-        moe_grouped_gemm=False,
     )
 
 
@@ -122,10 +144,10 @@ def block_spec(
     """Layers first_layer .. first_layer + num_layers - 1 (from 0) of this family, for one stage."""
     if isinstance(model, DeepseekV3Config):
         attention = _latent_attention_spec()
-        num_dense = model.num_dense_layers
     else:
-        attention = _grouped_query_attention_spec()
-        num_dense = model.num_layers
+        attention = _grouped_query_attention_spec(qk_norm=config.qk_layernorm)
+    mixture = isinstance(model, MixtureConfig)
+    num_dense = model.num_dense_layers if mixture else model.num_layers
     layers = [
         _layer_spec(attention, _dense_mlp_spec() if i < num_dense else _moe_spec())
         for i in range(first_layer, first_layer + num_layers)
@@ -166,13 +188,14 @@ def _latent_attention_spec() -> ModuleSpec:
             linear_kv_up_proj=ColumnParallelLinear,
             core_attention=_NoCoreAttention,
             linear_proj=RowParallelLinear,
-            q_layernorm=RmsNorm,
-            kv_layernorm=RmsNorm,
+            q_layernorm=LatentNorm,
+            kv_layernorm=LatentNorm,
         ),
     )
 
 
-def _grouped_query_attention_spec() -> ModuleSpec:
+def _grouped_query_attention_spec(*, qk_norm: bool) -> ModuleSpec:
+    norm = RmsNorm if qk_norm else IdentityOp
     return ModuleSpec(
         module=StreamSelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
@@ -180,8 +203,8 @@ def _grouped_query_attention_spec() -> ModuleSpec:
             linear_qkv=ColumnParallelLinear,
             core_attention=_NoCoreAttention,
             linear_proj=RowParallelLinear,
-            q_layernorm=IdentityOp,
-            k_layernorm=IdentityOp,
+            q_layernorm=norm,
+            k_layernorm=norm,
         ),
     )
 

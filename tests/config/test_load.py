@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megatron_r1.config.load import CONF_DIR, load_config, to_yaml
-from megatron_r1.config.model import DeepseekV3Config, Qwen2Config
+from megatron_r1.config.model import DeepseekV3Config, GroupedQueryConfig
 from megatron_r1.config.overrides import usage
 from megatron_r1.config.stage import R1ZeroConfig, TinyR1ZeroConfig
 from megatron_r1.errors import ConfigError
@@ -31,7 +31,7 @@ def test_the_default_run_is_the_papers():
 def test_choices_and_overrides_compose():
     config = load_config(["experiment=quickstart", "model=tiny_dense", "parallel.tensor=2"])
     assert isinstance(config.stage, TinyR1ZeroConfig)
-    assert isinstance(config.model, Qwen2Config)
+    assert isinstance(config.model, GroupedQueryConfig)
     assert config.parallel.sequence_parallel
 
 
@@ -124,6 +124,12 @@ def test_degrees_that_do_not_divide_the_world():
         (["stage.checkpoint_every_steps=0"], 1, ["stage.checkpoint_every_steps must be"]),
         (["stage.rollouts_per_prompt=1"], 1, ["must be >= 2"]),
         (["model.experts_per_token=3"], 1, ["experts_per_token = 3 is not twice"]),
+        (["model.num_dense_layers=5"], 1, ["num_dense_layers = 5 exceeds", "num_layers = 4"]),
+        (["model=tiny_dense", "model.qk_norm=true"], 1, ["qkv_bias", "qk_norm", "exported"]),
+        (["model=tiny_qwen3_moe", "model.qk_norm=false"], 1, ["qk_norm = False", "Leave both out"]),
+        (["model=tiny_qwen3_moe", "model.experts_per_token=9"], 1, ["= 9 exceeds", "experts = 8"]),
+        (["model=tiny_qwen3_moe", "parallel.tensor=4"], 4, ["model.num_kv_heads = 2"]),
+        (["model=llama3.1_8b", "model.rope.low_freq_factor=4"], 1, ["low_freq_factor = 4", "high"]),
     ],
 )
 def test_impossible_combinations_name_values_and_a_way_out(overrides, world_size, words):

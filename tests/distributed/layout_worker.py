@@ -25,9 +25,19 @@ import torch
 import torch.distributed as dist
 
 from megatron_r1.platform.host import Host, prepare, start_process_group, stop_process_group
+from tests.models.families import FAMILIES
 
 LR = 1e-3
 NUM_ROWS = 12
+OTHER_FAMILIES = {
+    # Norms on q and k, whose weights every tensor rank meets with its own heads.
+    "qwen3": ({"tensor": 2}, {"tensor": 2, "sequence": False}),
+    # Softmax router; experts whole on each tensor rank, and spread.
+    "qwen3_moe": ({"tensor": 2, "expert_tensor": 1}, {"expert": 2}),
+    # Queries without a latent.
+    "moonlight": ({"tensor": 2, "expert_tensor": 2},),
+}
+"""What sets them apart, in layouts of two ranks; the rest is as in tiny_v3 and tiny_dense."""
 
 
 def main(mode: str, directory: Path, model_name: str) -> None:
@@ -41,7 +51,11 @@ def main(mode: str, directory: Path, model_name: str) -> None:
 
 
 def layouts(world_size: int, model_name: str) -> Iterator[dict[str, Any]]:
-    """Every combination of degrees that the world size and the tiny models allow."""
+    """Every combination of degrees that the world size and the tiny models allow, or the chosen
+    few of the other families."""
+    if model_name in OTHER_FAMILIES:
+        yield from OTHER_FAMILIES[model_name]
+        return
     degrees = [d for d in (1, 2, 4) if d <= world_size]
     for tensor, pipeline in itertools.product(degrees, degrees):
         if world_size % (tensor * pipeline):
@@ -70,8 +84,9 @@ def build(host: Host, model_name: str, parallel: dict[str, Any]) -> Any:
     from megatron_r1.trainers.megatron_step import MegatronStep
 
     # A vocabulary that 4 does not divide, and micro-batches of a few rows.
-    overrides = [f"model={model_name}", "model.vocab_size=509", "data.max_prompt_tokens=64"]
-    if model_name == "tiny_v3":
+    overrides = list(FAMILIES.get(model_name, [f"model={model_name}"]))
+    overrides += ["model.vocab_size=509", "data.max_prompt_tokens=64"]
+    if model_name in ("tiny_v3", "qwen3_moe"):
         overrides.append("model.balance_loss=0.1")  # large enough for an error in it to be seen
     overrides += ["rollout.max_response_tokens=32", "parallel.max_tokens_per_microbatch=160"]
     overrides += [f"parallel.{name}={value}" for name, value in parallel.items()]

@@ -45,12 +45,24 @@ def reference(request, tmp_path_factory) -> tuple[str, Path]:
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_every_layout_computes_the_same(reference, world_size):
     model, directory = reference
+    expected = {("tiny_v3", 2): 7, ("tiny_v3", 4): 25, ("tiny_dense", 2): 4, ("tiny_dense", 4): 7}
+    check_layouts(model, directory, world_size, num_layouts=expected[model, world_size])
+
+
+@pytest.mark.parametrize(
+    ("model", "num_layouts"), [("qwen3", 2), ("qwen3_moe", 2), ("moonlight", 1)]
+)
+def test_other_families_compute_the_same_on_two_ranks(model, num_layouts, tmp_path):
+    run(str(WORKER), "reference", str(tmp_path), model)
+    check_layouts(model, tmp_path, 2, num_layouts=num_layouts)
+
+
+def check_layouts(model: str, directory: Path, world_size: int, *, num_layouts: int) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
     run(*torchrun, str(WORKER), "compare", str(directory), model)
     results = json.loads((directory / f"results_{world_size}.json").read_text())
 
-    expected = {("tiny_v3", 2): 7, ("tiny_v3", 4): 25, ("tiny_dense", 2): 4, ("tiny_dense", 4): 7}
-    assert len(results) == expected[model, world_size]
+    assert len(results) == num_layouts
     for result in results:
         print({k: f"{v:.1e}" if isinstance(v, float) else v for k, v in result.items()})
     # float32 has 6e-8; sums over a few hundred tokens and over ranks are taken in another order.

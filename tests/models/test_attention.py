@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_r1.config.load import load_config
 from megatron_r1.models.attention import causal_attention
 from megatron_r1.models.stream import group_by_length
 from tests.models.builders import logits_of, random_tokens, stream_of
+from tests.models.families import FAMILIES, load_family
 
 
 def attend_token_by_token(q: Tensor, k: Tensor, v: Tensor, lengths, scale: float) -> Tensor:
@@ -68,9 +68,9 @@ def test_every_token_is_in_one_rectangle_and_padding_keeps_its_bound(waste_frac)
 
 
 @pytest.mark.megatron
-@pytest.mark.parametrize("name", ["tiny_v3", "tiny_dense"])
+@pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_a_token_reaches_later_tokens_of_its_own_sequence_alone(name, one_rank):
-    policy = one_rank.policy(load_config([f"model={name}", "rollout.max_response_tokens=64"]))
+    policy = one_rank.policy(load_family(name))
     lengths, changed = (9, 30, 9), 20
     tokens_T = random_tokens(sum(lengths))
     others_T = tokens_T.clone()
@@ -84,9 +84,9 @@ def test_a_token_reaches_later_tokens_of_its_own_sequence_alone(name, one_rank):
 
 
 @pytest.mark.megatron
-@pytest.mark.parametrize("name", ["tiny_v3", "tiny_dense"])
+@pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_a_sequence_has_the_same_logits_alone_and_packed(name, one_rank):
-    policy = one_rank.policy(load_config([f"model={name}", "rollout.max_response_tokens=64"]))
+    policy = one_rank.policy(load_family(name))
     lengths = (9, 1, 30)
     tokens_T = random_tokens(sum(lengths))
     packed_TV = logits_of(policy, tokens_T, lengths)

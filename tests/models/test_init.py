@@ -56,7 +56,7 @@ def test_matrices_are_normal_with_the_stated_std(name, std, one_rank):
         assert abs(float(weight.mean())) < 5 * expected / math.sqrt(count), key
 
 
-@pytest.mark.parametrize("name", ["tiny_v3", "tiny_dense"])
+@pytest.mark.parametrize("name", ["tiny_v3", "tiny_dense", "tiny_qwen3_moe"])
 def test_norms_start_at_one_and_biases_at_zero(name, one_rank):
     vectors = {n: w for n, w in weights(one_rank, name, seed=7).items() if w.ndim == 1}
     assert vectors

@@ -16,6 +16,7 @@ from megatron_r1.models.moe import StreamRouter
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.types import TrainBatch, TrainRow
 from tests.models.builders import random_tokens, stream_of
+from tests.models.families import load_family
 
 pytestmark = pytest.mark.megatron
 
@@ -97,6 +98,22 @@ def test_balance_loss_by_hand(router):
     router._apply_seq_aux_loss(probs, scores_TE, chosen_TE, 2, 1).sum().backward()
     expected_E = ALPHA * torch.tensor([2.0, 1, 1, 0, 0, 0, 0, 0])
     torch.testing.assert_close(scores_TE.grad.cpu(), expected_E.expand(2, 8))
+
+
+def test_balance_loss_of_a_softmax_router_is_hugging_faces(one_rank):
+    # theirs, over experts_per_token: E x sum_i (share of the K T choices that fall on i) x P_i
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
+
+    policy = one_rank.policy(load_family("qwen3_moe", f"model.balance_loss={ALPHA}"))
+    MoEAuxLossAutoScaler.set_loss_scale(torch.ones(1, device=policy.host.device))
+    router = policy.model.decoder.layers[1].mlp.router.train()
+    hidden_TD = random_hidden(30, router)
+    gradient = balance_gradient(router, hidden_TD, (30,), scale=1.0)
+    weight_ED = router.weight.detach().clone().requires_grad_()
+    theirs = load_balancing_loss_func((hidden_TD @ weight_ED.T,), NUM_EXPERTS, TOP_K)
+    (ALPHA * theirs / TOP_K).backward()
+    tolerance = 1e-5 * float(weight_ED.grad.abs().max())
+    torch.testing.assert_close(gradient, weight_ED.grad, rtol=0, atol=tolerance)
 
 
 def test_balance_loss_does_not_depend_on_the_packing(router):

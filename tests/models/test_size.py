@@ -6,6 +6,7 @@ import pytest
 
 from megatron_r1.config.load import load_config
 from megatron_r1.models.size import count_parameters
+from tests.models.families import FAMILIES, load_family
 
 
 def test_deepseek_v3_has_671_billion_of_which_37_are_active():
@@ -26,9 +27,9 @@ def test_multi_head_latent_attention_by_hand():
 
 
 @pytest.mark.megatron
-@pytest.mark.parametrize("name", ["tiny_v3", "tiny_dense"])
+@pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_the_formula_counts_what_is_built(name, one_rank):
-    config = load_config([f"model={name}", "rollout.max_response_tokens=64"])
+    config = load_family(name)
     policy = one_rank.policy(config)
     built = sum(parameter.numel() for parameter in policy.model.parameters())
     assert count_parameters(config.model).total == built

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_r1.config.load import load_config
 from megatron_r1.errors import ConfigError
 from megatron_r1.rollout.engine import SamplingParams
 from megatron_r1.rollout.inprocess import InProcessEngine
 from megatron_r1.types import Prompt
+from tests.models.builders import logits_of
+from tests.models.families import FAMILIES, load_family
 
 pytestmark = pytest.mark.megatron
 
@@ -21,10 +22,9 @@ class NumberTokenizer:
         return " ".join(map(str, ids))
 
 
-@pytest.fixture(scope="module", params=["tiny_v3", "tiny_dense"])
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
 def policy(request, one_rank):
-    config = load_config([f"model={request.param}", "rollout.max_response_tokens=64"])
-    return one_rank.policy(config)
+    return one_rank.policy(load_family(request.param))
 
 
 def prompts(count: int) -> list[Prompt]:
@@ -61,6 +61,18 @@ def generate(policy, some_prompts, *, max_batch: int, num_samples: int = 4, seed
         for group in groups
         for rollout in group.rollouts
     }
+
+
+def test_decoding_has_the_logprobs_of_the_training_forward(policy):
+    some_prompts = {prompt.draw: prompt for prompt in prompts(3)}
+    for (draw, _), rollout in generate(policy, list(some_prompts.values()), max_batch=5).items():
+        prompt_ids = some_prompts[draw].token_ids
+        tokens_L = torch.tensor(prompt_ids + rollout.token_ids)
+        logprobs_LV = logits_of(policy, tokens_L, [len(tokens_L)]).log_softmax(dim=-1)
+        num_prompt = len(prompt_ids)
+        expected = logprobs_LV[num_prompt - 1 : -1].gather(1, tokens_L[num_prompt:, None])
+        gap = (expected.squeeze(1) - torch.tensor(rollout.logprobs)).abs().max()
+        assert gap < 1e-5  # nats; float32 sums in another order
 
 
 def test_a_rollout_does_not_depend_on_its_company(policy):
