@@ -10,7 +10,7 @@ import pytest
 from megatron_r1.config.data import DataConfig, PromptSourceKind
 from megatron_r1.data.prompts import open_prompts
 from megatron_r1.errors import ConfigError, DataError
-from tests.data.conftest import ONE_DIGIT
+from tests.conftest import ONE_DIGIT
 
 GYM = DataConfig(task_options=ONE_DIGIT, num_problems=400, heldout_problems=20, corpus_frac=0.4)
 
