@@ -26,7 +26,7 @@ def read_jsonl(path: str | Path, *, max_lines: int | None = None) -> list[Proble
     """
     try:
         with open(path, "rb") as file:
-            lines = list(itertools.islice(file, max_lines))
+            lines = [line.rstrip(b"\n") for line in itertools.islice(file, max_lines)]
     except OSError as error:
         raise DataError(
             f"prompt file {path}: {error.strerror}. "

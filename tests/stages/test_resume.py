@@ -22,7 +22,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("R1_KILLS", "5"))
-STEPS = max(12, 3 * KILLS)
+STEPS = max(12, 4 * KILLS)
 CLOCK = re.compile("^time/|per_s|seconds")
 RANKS = int(os.environ.get("R1_KILL_RANKS", "1"))
 
