@@ -138,6 +138,28 @@ def _check_degrees(parallel: ParallelConfig, world_size: int) -> None:
         )
 
 
+def _check_pipeline_split(model: ModelConfig, parallel: ParallelConfig) -> None:
+    chunks = (
+        f"parallel.pipeline * parallel.virtual_pipeline = {parallel.pipeline} * "
+        f"{parallel.virtual_pipeline} = {parallel.num_chunks}"
+    )
+    if model.num_layers < parallel.num_chunks:
+        raise ConfigError(
+            f"{chunks} exceeds model.num_layers = {model.num_layers}, and each chunk of the "
+            f"pipeline has a layer at least. Lower one of the two to at most {model.num_layers} "
+            "chunks"
+        )
+    layers = parallel.pipeline_layers
+    if layers is None:
+        return
+    if len(layers) != parallel.num_chunks or sum(layers) != model.num_layers or min(layers) < 1:
+        raise ConfigError(
+            f"parallel.pipeline_layers = {layers} must be {parallel.num_chunks} numbers ({chunks}) "
+            f"of at least 1 that add up to model.num_layers = {model.num_layers}. Leave it out for "
+            "a balanced split"
+        )
+
+
 def _check_model_fits_degrees(model: ModelConfig, parallel: ParallelConfig) -> None:
     def check(what: str, value: int, setting: str, degree: int) -> None:
         if value % degree:
@@ -148,7 +170,7 @@ def _check_model_fits_degrees(model: ModelConfig, parallel: ParallelConfig) -> N
 
     check("model.num_attention_heads", model.num_attention_heads, "tensor", parallel.tensor)
     check("model.ffn_hidden_size", model.ffn_hidden_size, "tensor", parallel.tensor)
-    check("model.num_layers", model.num_layers, "pipeline", parallel.pipeline)
+    _check_pipeline_split(model, parallel)
     if isinstance(model, DeepseekV3Config):
         check("model.num_experts", model.num_experts, "expert", parallel.expert)
         width = model.moe_ffn_hidden_size

@@ -26,6 +26,7 @@ from megatron_r1.config.parallel import ParallelConfig
 from megatron_r1.models.attention import StreamLatentAttention, StreamSelfAttention
 from megatron_r1.models.layers import RmsNorm
 from megatron_r1.models.moe import StreamLayer, StreamRouter
+from megatron_r1.parallel.pipeline_split import split_layers
 
 
 def transformer_config(
@@ -55,6 +56,11 @@ def transformer_config(
         use_cpu_initialization=not torch.cuda.is_available(),
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        pipeline_model_parallel_layout=_pipeline_layout(model, parallel),
+        # Two stages with several chunks send each other two tensors at once, which a batch of
+        # exchanges could mix up; Megatron's way out is to send them one by one.
+        overlap_p2p_comm=parallel.virtual_pipeline > 1,
+        batch_p2p_comm=parallel.virtual_pipeline == 1,
         expert_model_parallel_size=parallel.expert,
         expert_tensor_parallel_size=parallel.expert_tensor,
         sequence_parallel=parallel.sequence_parallel,
@@ -73,6 +79,23 @@ def transformer_config(
         kv_channels=model.head_dim,
         add_qkv_bias=model.qkv_bias,
     )
+
+
+def layers_per_chunk(model: ModelConfig, parallel: ParallelConfig) -> list[int]:
+    """Decoder layers of each chunk of the pipeline, in the order of the model."""
+    if parallel.pipeline_layers is not None:
+        return list(parallel.pipeline_layers)
+    return split_layers(model.num_layers, parallel.num_chunks)
+
+
+def _pipeline_layout(model: ModelConfig, parallel: ParallelConfig) -> list[list[str]] | None:
+    """The same as Megatron-Core takes it."""
+    if parallel.pipeline == 1:
+        return None
+    layout = [["decoder"] * count for count in layers_per_chunk(model, parallel)]
+    layout[0].insert(0, "embedding")
+    layout[-1].append("loss")
+    return layout
 
 
 def _deepseek_v3_fields(model: DeepseekV3Config) -> dict[str, Any]:
@@ -119,7 +142,7 @@ def _deepseek_v3_fields(model: DeepseekV3Config) -> dict[str, Any]:
 def block_spec(
     model: ModelConfig, config: TransformerConfig, *, first_layer: int, num_layers: int
 ) -> TransformerBlockSubmodules:
-    """Layers first_layer .. first_layer + num_layers - 1 (from 0) of this family, for one stage."""
+    """Layers first_layer .. first_layer + num_layers - 1 (from 0) of this family, for one chunk."""
     if isinstance(model, DeepseekV3Config):
         attention = _latent_attention_spec()
         num_dense = model.num_dense_layers

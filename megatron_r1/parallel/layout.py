@@ -82,6 +82,7 @@ class Layout:
             "data": self.dp.size,
             "tensor": self.tp.size,
             "pipeline": self.pp.size,
+            "virtual pipeline": self.config.virtual_pipeline,
             "expert": self.ep.size,
             "expert_tensor": self.config.expert_tensor,
         }
@@ -101,6 +102,9 @@ def enter_layout(config: ParallelConfig, *, seed: int) -> Layout:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tensor,
         pipeline_model_parallel_size=config.pipeline,
+        virtual_pipeline_model_parallel_size=(
+            config.virtual_pipeline if config.virtual_pipeline > 1 else None
+        ),
         expert_model_parallel_size=config.expert,
         expert_tensor_parallel_size=config.expert_tensor,
     )

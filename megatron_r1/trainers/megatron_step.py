@@ -46,13 +46,12 @@ class MegatronStep:
     def __init__(self, policy: Policy, optimizer: OptimizerConfig) -> None:
         self.policy = policy
         config = policy.megatron_config
-        self.model = DistributedDataParallel(
-            config,
-            DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True),
-            policy.model,
+        ddp = DistributedDataParallelConfig(
+            use_distributed_optimizer=True, grad_reduce_in_fp32=True
         )
+        self.chunks = [DistributedDataParallel(config, ddp, chunk) for chunk in policy.chunks]
         self.optimizer = get_megatron_optimizer(
-            _megatron_optimizer_config(optimizer, policy), [self.model]
+            _megatron_optimizer_config(optimizer, policy), self.chunks
         )
         self._clip_grad = optimizer.clip_grad
         config.finalize_model_grads_func = _sum_gradients
@@ -85,7 +84,7 @@ class MegatronStep:
         return StepResult(metrics=metrics, skipped=skipped)
 
     def _expert_biases(self) -> list[Tensor]:
-        buffers = self.policy.model.named_buffers()
+        buffers = self.policy.named_buffers()
         return [buffer for name, buffer in buffers if name.endswith("expert_bias")]
 
     def accumulate_gradients(
@@ -100,8 +99,9 @@ class MegatronStep:
 
         Returns: metrics of each micro-batch on the last stage, none before it.
         """
-        self.model.train()
-        self.model.zero_grad_buffer()
+        for chunk in self.chunks:
+            chunk.train()
+            chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
 
         def finish(logits_Tv: Tensor, micro: MicroBatch) -> tuple[Tensor, dict[str, Any]]:
@@ -183,18 +183,20 @@ class MegatronStep:
 
         Returns: the outputs, one for each micro-batch on the last stage, none before it.
         """
-        micros = (self._build(batch, rows) for rows in bins)
+        # Each chunk goes through the micro-batches at its own pace.
+        micros = [(self._build(batch, rows) for rows in bins) for _ in self.chunks]
         done = 0
 
-        def forward_step(micros: Iterator[MicroBatch], model: torch.nn.Module) -> Any:
+        def forward_step(micros: Iterator[MicroBatch], chunk: torch.nn.Module) -> Any:
             nonlocal done
             micro = next(micros)
             output = self.policy.forward(
-                micro.tokens_T, training_stream(micro, num_sequences), model=model
+                micro.tokens_T, training_stream(micro, num_sequences), chunk=chunk
             )
-            done += 1
-            if on_micro_batch is not None:
-                on_micro_batch(done, len(bins))
+            if chunk is self.chunks[-1]:
+                done += 1
+                if on_micro_batch is not None:
+                    on_micro_batch(done, len(bins))
 
             def loss_func(logits_Tv: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
                 loss, result = finish(logits_Tv, micro)
@@ -205,7 +207,7 @@ class MegatronStep:
         return get_forward_backward_func()(
             forward_step_func=forward_step,
             data_iterator=micros,
-            model=[self.model],
+            model=self.chunks,
             num_microbatches=len(bins),
             seq_length=self.policy.layout.config.max_tokens_per_microbatch,
             micro_batch_size=1,
@@ -220,7 +222,10 @@ class MegatronStep:
         num_bins = max(1, len(pack_best_fit(lengths, capacity)))
         most = torch.tensor(num_bins, device=self.policy.host.device)
         dist.all_reduce(most, op=dist.ReduceOp.MAX, group=self.policy.layout.dp.group)
-        return pack_equal_counts(lengths, capacity, num_bins=int(most.item()))
+        num_bins = int(most.item())
+        if len(self.chunks) > 1:  # interleaved chunks take micro-batches in groups of the stages
+            num_bins += -num_bins % self.policy.layout.pp.size
+        return pack_equal_counts(lengths, capacity, num_bins=num_bins)
 
     def _build(self, batch: TrainBatch, rows: Sequence[int]) -> MicroBatch:
         multiple = self.policy.stream_multiple

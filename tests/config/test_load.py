@@ -86,7 +86,13 @@ def test_degrees_that_do_not_divide_the_world():
     ("overrides", "world_size", "words"),
     [
         (["parallel.tensor=3"], 3, ["model.num_attention_heads = 4", "parallel.tensor = 3"]),
-        (["parallel.pipeline=3"], 3, ["model.num_layers = 4", "1, 2, 4"]),
+        (["parallel.pipeline=5"], 5, ["5 * 1 = 5", "model.num_layers = 4"]),
+        (["parallel.virtual_pipeline=2"], 1, ["virtual_pipeline = 2", "parallel.pipeline is 1"]),
+        (
+            ["parallel.pipeline=2", "parallel.pipeline_layers=[3,2]"],
+            2,
+            ["parallel.pipeline_layers = [3, 2]", "model.num_layers = 4"],
+        ),
         (["parallel.expert=3"], 3, ["model.num_experts = 8"]),
         (["model=tiny_dense", "parallel.expert=2"], 2, ["parallel.expert = 2", "tiny_dense"]),
         (["parallel.tensor=2", "parallel.sequence=false"], 2, ["parallel.sequence=false"]),

@@ -1,7 +1,9 @@
-"""One rank of the layout tests: goes through every layout of its world size in one process.
+"""One rank of the layout tests: goes through many layouts of its world size in one process.
 
-    python layout_worker.py reference DIR MODEL             1 rank: what the layouts are compared
-    with torchrun ... layout_worker.py compare DIR MODEL         W ranks: DIR/results_W.json
+    python layout_worker.py reference DIR MODEL               1 rank: what layouts are compared with
+    torchrun ... layout_worker.py compare DIR MODEL LAYOUTS   W ranks: DIR/results_W.json
+
+LAYOUTS is a JSON list of settings of `conf/parallel`, without their prefix.
 
 The reference saves a checkpoint of a model that has made two steps (so that the expert bias and
 Adam's moments are not zero), then, from there, one step's loss, every gradient and the updated
@@ -13,7 +15,6 @@ receives its slice of every reference gradient and compares it with its own.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -30,36 +31,14 @@ LR = 1e-3
 NUM_ROWS = 12
 
 
-def main(mode: str, directory: Path, model_name: str) -> None:
+def main(mode: str, directory: Path, model_name: str, layouts: str = "[]") -> None:
     host = prepare()
     start_process_group(host, timeout_minutes=5)
     if mode == "reference":
         make_reference(host, directory, model_name)
     else:
-        compare_layouts(host, directory, model_name)
+        compare_layouts(host, directory, model_name, json.loads(layouts))
     stop_process_group()
-
-
-def layouts(world_size: int, model_name: str) -> Iterator[dict[str, Any]]:
-    """Every combination of degrees that the world size and the tiny models allow."""
-    degrees = [d for d in (1, 2, 4) if d <= world_size]
-    for tensor, pipeline in itertools.product(degrees, degrees):
-        if world_size % (tensor * pipeline):
-            continue
-        if model_name == "tiny_dense":
-            if tensor <= 2:
-                yield {"tensor": tensor, "pipeline": pipeline}
-            if tensor == 2:
-                yield {"tensor": tensor, "pipeline": pipeline, "sequence": False}
-            continue
-        for expert, expert_tensor in itertools.product(degrees, degrees):
-            if world_size % (expert * expert_tensor * pipeline) == 0:
-                yield {
-                    "tensor": tensor,
-                    "pipeline": pipeline,
-                    "expert": expert,
-                    "expert_tensor": expert_tensor,
-                }
 
 
 def build(host: Host, model_name: str, parallel: dict[str, Any]) -> Any:
@@ -69,8 +48,10 @@ def build(host: Host, model_name: str, parallel: dict[str, Any]) -> Any:
     from megatron_r1.parallel.layout import enter_layout
     from megatron_r1.trainers.megatron_step import MegatronStep
 
-    # A vocabulary that 4 does not divide, and micro-batches of a few rows.
-    overrides = [f"model={model_name}", "model.vocab_size=509", "data.max_prompt_tokens=64"]
+    # A vocabulary that 4 does not divide, layers that no pipeline does, micro-batches of a few
+    # rows.
+    overrides = [f"model={model_name}", "model.vocab_size=509", "model.num_layers=5"]
+    overrides.append("data.max_prompt_tokens=64")
     if model_name == "tiny_v3":
         overrides.append("model.balance_loss=0.1")  # large enough for an error in it to be seen
     overrides += ["rollout.max_response_tokens=32", "parallel.max_tokens_per_microbatch=160"]
@@ -134,19 +115,21 @@ def take_step(step: Any) -> dict[str, float]:
 def gradients_as_weights(step: Any) -> Iterator[None]:
     """Put each parameter's whole gradient where its weight is, for the checkpoint machinery."""
     gather_gradient_shards(step)
-    own = {name: p.data for name, p in step.policy.model.named_parameters()}
+    parameters = [parameter for _, parameter in step.policy.named_parameters()]
+    own = [parameter.data for parameter in parameters]
     try:
-        for _, parameter in step.policy.model.named_parameters():
+        for parameter in parameters:
             parameter.data = parameter.main_grad.clone()
         yield
     finally:
-        for name, parameter in step.policy.model.named_parameters():
-            parameter.data = own[name]
+        for parameter, data in zip(parameters, own, strict=True):
+            parameter.data = data
 
 
 def gather_gradient_shards(step: Any) -> None:
     """The distributed optimizer leaves each data-parallel rank its shard of the summed gradient."""
-    for buffer in step.model.buffers + step.model.expert_parallel_buffers:
+    buffers = [b for chunk in step.chunks for b in chunk.buffers + chunk.expert_parallel_buffers]
+    for buffer in buffers:
         group = buffer.data_parallel_group
         for bucket in buffer.buckets:
             shards = bucket.grad_data.chunk(group.size())
@@ -158,22 +141,22 @@ def save(step: Any, path: Path) -> None:
     from megatron.core import dist_checkpointing
 
     path.mkdir(parents=True)
-    dist_checkpointing.save({"model": step.policy.model.sharded_state_dict()}, str(path))
+    dist_checkpointing.save({"model": step.policy.sharded_state_dict()}, str(path))
 
 
 def load_into(step: Any, path: Path) -> None:
     from megatron.core import dist_checkpointing
 
-    loaded = dist_checkpointing.load({"model": step.policy.model.sharded_state_dict()}, str(path))
-    step.policy.model.load_state_dict(loaded["model"])
+    loaded = dist_checkpointing.load({"model": step.policy.sharded_state_dict()}, str(path))
+    step.policy.load_state_dict(loaded["model"])
 
 
 def parameters(step: Any) -> dict[str, torch.Tensor]:
-    return {n: p.data.clone() for n, p in step.policy.model.named_parameters()}
+    return {n: p.data.clone() for n, p in step.policy.named_parameters()}
 
 
 def expert_biases(step: Any) -> list[torch.Tensor]:
-    buffers = step.policy.model.named_buffers()
+    buffers = step.policy.named_buffers()
     return [b.clone() for name, b in buffers if name.endswith("expert_bias")]
 
 
@@ -196,10 +179,12 @@ def make_reference(host: Host, directory: Path, model_name: str) -> None:
     )
 
 
-def compare_layouts(host: Host, directory: Path, model_name: str) -> None:
+def compare_layouts(
+    host: Host, directory: Path, model_name: str, layouts: list[dict[str, Any]]
+) -> None:
     reference = json.loads((directory / "reference.json").read_text())
     results = []
-    for parallel in layouts(dist.get_world_size(), model_name):
+    for parallel in layouts:
         step = build(host, model_name, parallel)
         result = compare(step, directory, reference)
         results.append({"layout": parallel, **result})
@@ -325,4 +310,4 @@ class ByteTokenizer:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
+    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])

@@ -24,7 +24,7 @@ LENGTHS = (1, 7, 200, 33)
 def randomize_what_starts_trivial(policy: Policy) -> None:
     """Norms of 1 and biases of 0 would hide that they are left out or stand in the wrong place."""
     generator = torch.Generator().manual_seed(3)
-    for name, tensor in (*policy.model.named_parameters(), *policy.model.named_buffers()):
+    for name, tensor in (*policy.named_parameters(), *policy.named_buffers()):
         noise = torch.randn(tensor.shape, generator=generator)
         if "layernorm" in name:
             tensor.copy_(1 + 0.2 * noise)
@@ -33,7 +33,7 @@ def randomize_what_starts_trivial(policy: Policy) -> None:
 
 
 def weights_of(policy: Policy) -> dict[str, Tensor]:
-    named = (*policy.model.named_parameters(), *policy.model.named_buffers())
+    named = (*policy.named_parameters(), *policy.named_buffers())
     return {name: tensor.detach().cpu() for name, tensor in named}
 
 

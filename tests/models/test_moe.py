@@ -34,7 +34,7 @@ def policy(one_rank):
 def router(policy) -> StreamRouter:
     # Megatron's schedule does this before each backward pass; here there is none.
     MoEAuxLossAutoScaler.set_loss_scale(torch.ones(1, device=policy.host.device))
-    return policy.model.decoder.layers[1].mlp.router.train()
+    return policy.chunks[0].decoder.layers[1].mlp.router.train()
 
 
 def random_hidden(num_tokens: int, router: StreamRouter) -> Tensor:
@@ -130,7 +130,7 @@ def test_no_load_is_counted_without_gradients(router):
 
 
 def test_a_step_moves_the_bias_against_the_load_of_all_micro_batches(policy):
-    routers = [layer.mlp.router for layer in policy.model.decoder.layers[1:]]
+    routers = [layer.mlp.router for layer in policy.chunks[0].decoder.layers[1:]]
     loads = [torch.zeros(NUM_EXPERTS) for _ in routers]
     num_calls = [0]
 

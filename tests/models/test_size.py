@@ -30,5 +30,5 @@ def test_multi_head_latent_attention_by_hand():
 def test_the_formula_counts_what_is_built(name, one_rank):
     config = load_config([f"model={name}", "rollout.max_response_tokens=64"])
     policy = one_rank.policy(config)
-    built = sum(parameter.numel() for parameter in policy.model.parameters())
+    built = sum(parameter.numel() for _, parameter in policy.named_parameters())
     assert count_parameters(config.model).total == built

@@ -49,12 +49,12 @@ def build(one_rank, name: str, *overrides: str) -> MegatronStep:
 
 
 def weights(step: MegatronStep) -> dict[str, Tensor]:
-    return {n: w.detach().clone() for n, w in step.policy.model.named_parameters()}
+    return {n: w.detach().clone() for n, w in step.policy.named_parameters()}
 
 
 def loss_and_gradients(step: MegatronStep, loss) -> tuple[float, dict[str, Tensor], int]:
     outputs = step.accumulate_gradients(BATCH, loss, num_sequences=len(LENGTHS))
-    gradients = {n: w.main_grad.clone() for n, w in step.policy.model.named_parameters()}
+    gradients = {n: w.main_grad.clone() for n, w in step.policy.named_parameters()}
     return sum(float(out["train/loss"][0]) for out in outputs), gradients, len(outputs)
 
 
@@ -97,7 +97,7 @@ def test_the_gradient_is_that_of_plain_autograd(one_rank):
         logits_TV = policy.forward(micro.tokens_T, training_stream(micro, len(LENGTHS)))
         nll = torch.nn.functional.cross_entropy(logits_TV[:-1], micro.tokens_T[1:], reduction="sum")
         total = total + nll / NUM_TRAINABLE
-    parameters = dict(policy.model.named_parameters())
+    parameters = dict(policy.named_parameters())
     plain = torch.autograd.grad(total, list(parameters.values()))
     for name, expected in zip(parameters, plain, strict=True):
         gap = (gradients[name] - expected).abs().max()
@@ -165,6 +165,6 @@ def test_a_skipped_step_leaves_the_expert_bias(one_rank):
     step = build(one_rank, "tiny_v3")
     rows = (dataclasses.replace(BATCH.rows[0], advantage=math.nan), *BATCH.rows[1:])
     assert step.train_step(TrainBatch(rows), LOSSES["grpo"], lr=1e-3, num_sequences=5).skipped
-    biases = [b for n, b in step.policy.model.named_buffers() if n.endswith("expert_bias")]
+    biases = [b for n, b in step.policy.named_buffers() if n.endswith("expert_bias")]
     assert biases
     assert all((bias == 0).all() for bias in biases)
