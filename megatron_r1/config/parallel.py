@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from megatron_r1.errors import ConfigError
+
+
+class Recompute(Enum):
+    """Which activations are dropped and computed again in the backward pass."""
+
+    none = "none"
+    selective = "selective"
+    """Attention alone, whose memory grows with the square of a sequence in plain code."""
+    full = "full"
+    """All of each layer but its input."""
 
 
 @dataclass(kw_only=True)
@@ -19,13 +30,17 @@ class ParallelConfig:
     pipeline_layers: list[int] | None = None
     """Layers of each chunk in the order of the model, pipeline * virtual_pipeline numbers. None
     balances them, the embedding, the loss and each prediction layer counted as one layer."""
+    context: int = 1
+    """Ranks that share each sequence in training; in process they decode rows of their own."""
     expert: int = 1
     expert_tensor: int = 1
     """Tensor parallelism inside each expert; independent of `tensor`."""
     sequence: bool | None = None
     """Sequence parallelism beside tensor parallelism. None turns it on when `tensor` > 1."""
+    recompute: Recompute = Recompute.none
     max_tokens_per_microbatch: int = 4096
-    """Rows are packed into micro-batches of at most this many tokens; also bounds a prefill."""
+    """Rows are packed into micro-batches of at most this many tokens, which the context ranks
+    share; also bounds a prefill."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

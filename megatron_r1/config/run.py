@@ -121,12 +121,12 @@ def _divisors(number: int) -> str:
 
 
 def _check_degrees(parallel: ParallelConfig, world_size: int) -> None:
-    model_ranks = parallel.tensor * parallel.pipeline
+    model_ranks = parallel.tensor * parallel.pipeline * parallel.context
     if world_size % model_ranks:
         raise ConfigError(
-            f"parallel: tensor * pipeline = {parallel.tensor} * {parallel.pipeline} = {model_ranks}"
-            f" does not divide the world size {world_size}. Choose a product out of "
-            f"{_divisors(world_size)}, or start another number of processes"
+            f"parallel: tensor * pipeline * context = {parallel.tensor} * {parallel.pipeline} * "
+            f"{parallel.context} = {model_ranks} does not divide the world size {world_size}. "
+            f"Choose a product out of {_divisors(world_size)}, or start another number of processes"
         )
     expert_ranks = parallel.expert * parallel.expert_tensor * parallel.pipeline
     if world_size % expert_ranks:

@@ -24,9 +24,11 @@ from megatron_r1.models.kv_cache import KvCache
 from megatron_r1.models.rope import RopeTable
 from megatron_r1.models.specs import block_spec, layers_per_chunk, transformer_config
 from megatron_r1.models.stream import TokenStream
+from megatron_r1.parallel.context import ContextShard
 from megatron_r1.parallel.layout import Layout
 from megatron_r1.parallel.pipeline_split import chunk_starts
 from megatron_r1.platform.host import Host
+from megatron_r1.types import MicroBatch
 
 _DTYPES = {DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}
 
@@ -123,6 +125,25 @@ class Policy:
     def stream_multiple(self) -> int:
         """The length of a stream is a multiple of this."""
         return self.layout.tp.size if self.layout.config.sequence_parallel else 1
+
+    def training_stream(self, micro: MicroBatch, num_sequences: int) -> TokenStream:
+        """What this rank holds of a micro-batch, in a step of `num_sequences` rows."""
+        context = None
+        if self.layout.cp.size > 1:
+            context = ContextShard.of(
+                micro.seq_lengths,
+                self.layout.cp,
+                pad_to_multiple=self.stream_multiple,
+                device=micro.tokens_T.device,
+            )
+        stream = TokenStream(
+            seq_lengths=micro.seq_lengths,
+            num_padding=micro.num_padding,
+            balance_scale=1.0 / num_sequences,
+            context=context,
+        )
+        stream.positions_T = stream.take(micro.positions_T, fill=0)
+        return stream
 
     def forward(
         self,

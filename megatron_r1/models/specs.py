@@ -22,7 +22,7 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig, T
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 from megatron_r1.config.model import DeepseekV3Config, ModelConfig, Qwen2Config, RopeScaling
-from megatron_r1.config.parallel import ParallelConfig
+from megatron_r1.config.parallel import ParallelConfig, Recompute
 from megatron_r1.models.attention import StreamLatentAttention, StreamSelfAttention
 from megatron_r1.models.layers import RmsNorm
 from megatron_r1.models.moe import StreamLayer, StreamRouter
@@ -61,9 +61,11 @@ def transformer_config(
         # exchanges could mix up; Megatron's way out is to send them one by one.
         overlap_p2p_comm=parallel.virtual_pipeline > 1,
         batch_p2p_comm=parallel.virtual_pipeline == 1,
+        context_parallel_size=parallel.context,
         expert_model_parallel_size=parallel.expert,
         expert_tensor_parallel_size=parallel.expert_tensor,
         sequence_parallel=parallel.sequence_parallel,
+        **_recompute_fields(parallel.recompute),
         # Streams differ in length from one micro-batch to the next; only all-to-all takes that.
         variable_seq_lengths=True,
         moe_token_dispatcher_type="alltoall",
@@ -96,6 +98,14 @@ def _pipeline_layout(model: ModelConfig, parallel: ParallelConfig) -> list[list[
     layout[0].insert(0, "embedding")
     layout[-1].append("loss")
     return layout
+
+
+def _recompute_fields(recompute: Recompute) -> dict[str, Any]:
+    if recompute is Recompute.none:
+        return {}
+    if recompute is Recompute.selective:
+        return dict(recompute_granularity="selective", recompute_modules=["core_attn"])
+    return dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
 
 
 def _deepseek_v3_fields(model: DeepseekV3Config) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from megatron_r1.algos.logprobs import logprobs_and_entropy, token_logprobs
+from megatron_r1.algos.logprobs import align_to_tokens, next_tokens, target_logprobs
 from megatron_r1.algos.reduce import mean_parts
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.data.packing import build_micro_batch, pack_best_fit, pack_equal_counts
@@ -35,6 +35,9 @@ from megatron_r1.types import LossOutput, MicroBatch, StepResult, TrainBatch
 
 TokenLoss = Callable[[Tensor, MicroBatch], LossOutput]
 """(logprobs_T, micro-batch) -> this micro-batch's share of the step's loss."""
+
+Finish = Callable[[Tensor, MicroBatch, TokenStream], tuple[Tensor, dict[str, Any]]]
+"""(logits_tv of the tokens that this rank holds, micro-batch, its stream) -> loss and output."""
 
 OnMicroBatch = Callable[[int, int], None]
 """Called after each micro-batch of this rank with micro-batches done and to do."""
@@ -104,13 +107,10 @@ class MegatronStep:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
 
-        def finish(logits_Tv: Tensor, micro: MicroBatch) -> tuple[Tensor, dict[str, Any]]:
-            logprobs_T, entropy_T = logprobs_and_entropy(
-                logits_Tv,
-                micro.tokens_T,
-                micro.positions_T,
-                **self._vocabulary(logits_Tv, temperature),
-            )
+        def finish(
+            logits_Tv: Tensor, micro: MicroBatch, stream: TokenStream
+        ) -> tuple[Tensor, dict[str, Any]]:
+            logprobs_T, entropy_T = self._logprobs(logits_Tv, micro, stream, temperature)
             output = loss(logprobs_T, micro)
             metrics = dict(output.metrics)
             metrics["algo/entropy"] = mean_parts(entropy_T[micro.loss_mask_T])
@@ -139,13 +139,10 @@ class MegatronStep:
             nobody reads them.
         """
 
-        def finish(logits_Tv: Tensor, micro: MicroBatch) -> tuple[Tensor, dict[str, Any]]:
-            logprobs_T = token_logprobs(
-                logits_Tv,
-                micro.tokens_T,
-                micro.positions_T,
-                **self._vocabulary(logits_Tv, temperature),
-            )
+        def finish(
+            logits_Tv: Tensor, micro: MicroBatch, stream: TokenStream
+        ) -> tuple[Tensor, dict[str, Any]]:
+            logprobs_T, _ = self._logprobs(logits_Tv, micro, stream, temperature)
             return logprobs_T.sum(), {"logprobs": logprobs_T.split(micro.seq_lengths)}
 
         bins = self._plan(batch)
@@ -159,20 +156,28 @@ class MegatronStep:
                 by_row[row] = logprobs_L
         return by_row
 
-    def _vocabulary(self, logits_Tv: Tensor, temperature: float) -> dict[str, Any]:
+    def _logprobs(
+        self, logits_tv: Tensor, micro: MicroBatch, stream: TokenStream, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """logprobs_T and entropy_T of all tokens of the micro-batch, on every context rank; from
+        the logits of the tokens that this one holds."""
         tp = self.policy.layout.tp
-        return dict(
+        logprobs_t, entropy_t = target_logprobs(
+            logits_tv,
+            stream.take(next_tokens(micro.tokens_T), fill=0),
             temperature=temperature,
-            vocab_start=tp.rank * logits_Tv.shape[-1],
+            vocab_start=tp.rank * logits_tv.shape[-1],
             vocab_size=self.policy.config.vocab_size,
             group=tp.group if tp.size > 1 else None,
         )
+        logprobs_T = align_to_tokens(stream.join(logprobs_t), micro.positions_T)
+        return logprobs_T, align_to_tokens(stream.join(entropy_t), micro.positions_T)
 
     def _run(
         self,
         batch: TrainBatch,
         bins: list[list[int]],
-        finish: Callable[[Tensor, MicroBatch], tuple[Tensor, dict[str, Any]]],
+        finish: Finish,
         *,
         num_sequences: int = 1,
         forward_only: bool = False,
@@ -190,16 +195,15 @@ class MegatronStep:
         def forward_step(micros: Iterator[MicroBatch], chunk: torch.nn.Module) -> Any:
             nonlocal done
             micro = next(micros)
-            output = self.policy.forward(
-                micro.tokens_T, training_stream(micro, num_sequences), chunk=chunk
-            )
+            stream = self.policy.training_stream(micro, num_sequences)
+            output = self.policy.forward(stream.take(micro.tokens_T, fill=0), stream, chunk=chunk)
             if chunk is self.chunks[-1]:
                 done += 1
                 if on_micro_batch is not None:
                     on_micro_batch(done, len(bins))
 
             def loss_func(logits_Tv: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
-                loss, result = finish(logits_Tv, micro)
+                loss, result = finish(logits_Tv, micro, stream)
                 return loss, torch.ones((), dtype=torch.int, device=loss.device), result
 
             return output, loss_func
@@ -228,7 +232,8 @@ class MegatronStep:
         return pack_equal_counts(lengths, capacity, num_bins=num_bins)
 
     def _build(self, batch: TrainBatch, rows: Sequence[int]) -> MicroBatch:
-        multiple = self.policy.stream_multiple
+        # Context ranks fill up what each of them holds.
+        multiple = 1 if self.policy.layout.cp.size > 1 else self.policy.stream_multiple
         micro = build_micro_batch(
             [batch.rows[r] for r in rows], pad_to_multiple=multiple, pad_token=0
         )
@@ -275,16 +280,6 @@ class MegatronStep:
             last = dist.get_global_rank(layout.pp.group, layout.pp.size - 1)
             dist.broadcast_object_list(metrics, src=last, group=layout.pp.group)
         return metrics[0]
-
-
-def training_stream(micro: MicroBatch, num_sequences: int) -> TokenStream:
-    """The stream of a micro-batch of a step of `num_sequences` rows."""
-    return TokenStream(
-        positions_T=micro.positions_T,
-        seq_lengths=micro.seq_lengths,
-        num_padding=micro.num_padding,
-        balance_scale=1.0 / num_sequences,
-    )
 
 
 def move_to_device(micro: MicroBatch, device: torch.device) -> MicroBatch:

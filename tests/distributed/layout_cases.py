@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -22,9 +23,11 @@ def all_cases(world_size: int, model: str) -> Iterator[Case]:
         "tensor": [d for d in degrees if d <= (4 if is_sparse else 2)],
         "pipeline": [d for d in degrees if d <= 4],
         "virtual_pipeline": [1, 2],
+        "context": [d for d in degrees if d <= 4],
         "expert": degrees if is_sparse else [1],
         "expert_tensor": [d for d in degrees if d <= 4] if is_sparse else [1],
         "sequence": [None] if is_sparse else [None, False],
+        "recompute": [None, "selective", "full"],
     }
     for values in itertools.product(*axes.values()):
         case = dict(zip(axes, values, strict=True))
@@ -35,7 +38,7 @@ def all_cases(world_size: int, model: str) -> Iterator[Case]:
 def _is_possible(case: Case, world_size: int) -> bool:
     stages, chunks = case["pipeline"], case["virtual_pipeline"]
     return (
-        world_size % (case["tensor"] * stages) == 0
+        world_size % (case["tensor"] * case["context"] * stages) == 0
         and world_size % (case["expert"] * case["expert_tensor"] * stages) == 0
         and (chunks == 1 or stages > 1)
         and stages * chunks <= 5
@@ -54,10 +57,16 @@ def draw_cases(world_size: int, model: str, count: int) -> list[Case]:
     seen: set[tuple[str, Any]] = set()
     drawn: list[Case] = []
     while left and len(drawn) < count:
-        best = max(left, key=lambda case: len(set(case.items()) - seen))
-        if not set(best.items()) - seen:
+        best = max(left, key=lambda case: len(settings(case, world_size) - seen))
+        if not settings(best, world_size) - seen:
             best = left[0]
         left.remove(best)
         drawn.append(best)
-        seen |= set(best.items())
+        seen |= settings(best, world_size)
     return drawn
+
+
+def settings(case: Case, world_size: int) -> set[tuple[str, Any]]:
+    """What a case sets, and the data-parallel degree that follows."""
+    degrees = (case.get(name, 1) for name in ("tensor", "pipeline", "context"))
+    return {*case.items(), ("data", world_size // math.prod(degrees))}

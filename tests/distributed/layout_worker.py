@@ -252,6 +252,7 @@ def decode(step: Any) -> tuple[dict[str, list[int]], float]:
     Fewer rows than responses, so that some wait; prompts of different lengths; and fewer prompts
     than replicas in a world of 4, so that a replica may have nothing to do but keep step.
     """
+    from megatron_r1.parallel.exchange import all_gather_objects
     from megatron_r1.rollout.engine import SamplingParams
     from megatron_r1.rollout.inprocess import InProcessEngine
     from megatron_r1.types import Prompt, TrainBatch, TrainRow
@@ -270,7 +271,7 @@ def decode(step: Any) -> tuple[dict[str, list[int]], float]:
         )
         for i in range(3)
     ]
-    own = prompts[policy.layout.dp.rank :: policy.layout.dp.size]
+    own = policy.layout.own_share(prompts)
     engine = InProcessEngine(policy, ByteTokenizer(), max_batch=5, max_prefill_tokens=64)
     params = SamplingParams(
         num_samples=3, max_response_tokens=12, temperature=0.8, top_p=1.0, top_k=0, seed=11
@@ -288,6 +289,8 @@ def decode(step: Any) -> tuple[dict[str, list[int]], float]:
             batch.append(
                 TrainRow(tokens_L=tokens_L, loss_mask_L=mask_L, logprobs_rollout_L=logprobs_L)
             )
+    # Context ranks decode rows of their own, and compute the log-probabilities of all together.
+    batch = [row for part in all_gather_objects(batch, policy.layout.cp) for row in part]
     trained = step.logprobs(TrainBatch(rows=tuple(batch)), temperature=0.8)
     if not policy.layout.is_last_stage:
         return responses, 0.0

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.layout_cases import Case, all_cases, draw_cases
+from tests.distributed.layout_cases import Case, all_cases, draw_cases, settings
 
 WORKER = Path(__file__).with_name("layout_worker.py")
 ROOT = Path(__file__).parents[2]
@@ -74,6 +74,7 @@ def check(result: dict[str, Any]) -> None:
 def test_every_layout_computes_the_same(reference, world_size, count):
     cases = draw_cases(world_size, reference[0], max(count, NUM_DRAWN))
     # However few are drawn, each setting that there is at this world size is in one of them.
-    every = {item for case in all_cases(world_size, reference[0]) for item in case.items()}
-    assert {item for case in cases for item in case.items()} == every
+    model = reference[0]
+    every = {s for case in all_cases(world_size, model) for s in settings(case, world_size)}
+    assert {s for case in cases for s in settings(case, world_size)} == every
     compare(reference, world_size, cases)
