@@ -234,7 +234,7 @@ def model_identity(config: ModelConfig) -> dict[str, Any]:
         return value.value if isinstance(value, Enum) else value
 
     fields = plain(dataclasses.asdict(config))
-    for key in ("name", "init_from", "init_std", "balance_loss", "bias_update_rate"):
+    for key in ("name", "init_from", "init_std", "balance_loss", "bias_update_rate", "mtp_loss"):
         fields.pop(key, None)
     return fields
 

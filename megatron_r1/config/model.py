@@ -51,11 +51,17 @@ class ModelConfig:
     init_std: float = 0.02
     tie_embeddings: bool = False
     rope: RopeConfig = field(default_factory=RopeConfig)
+    num_mtp_layers: int = 0
+    """Layers that predict tokens further ahead (V3 report section 2.2), behind the last layer."""
+    mtp_loss: float = 0.3
+    """Weight of their loss in supervised training: 0.3, then 0.1 for the last third, in the V3
+    report's section 4.2. Reinforcement learning leaves them as they are: see algo.mtp_loss."""
     init_from: str | None = None
     """Directory of a checkpoint to start from; None starts from random weights."""
 
     def __post_init__(self) -> None:
         may_be_zero = {"num_dense_layers", "num_shared_experts", "bias_update_rate", "balance_loss"}
+        may_be_zero |= {"num_mtp_layers", "mtp_loss"}
         for name, value in vars(self).items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue

@@ -149,6 +149,12 @@ def _check_pipeline_split(model: ModelConfig, parallel: ParallelConfig) -> None:
             f"pipeline has a layer at least. Lower one of the two to at most {model.num_layers} "
             "chunks"
         )
+    if model.num_mtp_layers and model.tie_embeddings and parallel.pipeline > 1:
+        raise ConfigError(
+            f"model.num_mtp_layers = {model.num_mtp_layers} with model.tie_embeddings = true needs "
+            f"parallel.pipeline = 1, and it is {parallel.pipeline}: Megatron-Core has no place for "
+            "the tied weights of such a model's last stage. Set one of the two to 0 or false"
+        )
     layers = parallel.pipeline_layers
     if layers is None:
         return

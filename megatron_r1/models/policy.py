@@ -17,12 +17,19 @@ from megatron.core.tensor_parallel.layers import (
 from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor
 
+from megatron_r1.algos.logprobs import next_tokens
 from megatron_r1.config.model import DeepseekV3Config, ModelConfig
 from megatron_r1.config.precision import DType, PrecisionConfig
-from megatron_r1.models.init import initialize_weights
+from megatron_r1.models.init import chunk_state_dict, initialize_weights
 from megatron_r1.models.kv_cache import KvCache
+from megatron_r1.models.mtp import StreamModel
 from megatron_r1.models.rope import RopeTable
-from megatron_r1.models.specs import block_spec, layers_per_chunk, transformer_config
+from megatron_r1.models.specs import (
+    block_spec,
+    layers_per_chunk,
+    prediction_spec,
+    transformer_config,
+)
 from megatron_r1.models.stream import TokenStream
 from megatron_r1.parallel.context import ContextShard
 from megatron_r1.parallel.layout import Layout
@@ -69,7 +76,7 @@ class Policy:
             device=host.device,
         )
 
-    def _build_chunk(self, number: int) -> GPTModel:
+    def _build_chunk(self, number: int) -> StreamModel:
         """Chunk `number` of this stage; chunks go round the stages in the order of the model."""
         layout, place = self.layout, self._place(number)
         spec = block_spec(
@@ -78,15 +85,17 @@ class Policy:
             first_layer=self._chunk_starts[place],
             num_layers=self._layers_per_chunk[place],
         )
-        return GPTModel(
+        is_last = place == layout.config.num_chunks - 1
+        return StreamModel(
             self.megatron_config,
             spec,
             vocab_size=padded_vocab_size(self.config.vocab_size, layout.tp.size),
             max_sequence_length=self.config.max_positions,
             pre_process=place == 0,
-            post_process=place == layout.config.num_chunks - 1,
+            post_process=is_last,
             position_embedding_type="none",
             share_embeddings_and_output_weights=self.config.tie_embeddings,
+            mtp_block_spec=prediction_spec(self.config, self.megatron_config) if is_last else None,
             vp_stage=number if layout.config.virtual_pipeline > 1 else None,
         )
 
@@ -114,7 +123,7 @@ class Policy:
 
     def sharded_state_dict(self) -> dict[str, Any]:
         """What Megatron's distributed checkpoints save and load, for each chunk of this rank."""
-        return {f"chunk{n}": chunk.sharded_state_dict() for n, chunk in enumerate(self.chunks)}
+        return {f"chunk{n}": chunk_state_dict(chunk) for n, chunk in enumerate(self.chunks)}
 
     def load_state_dict(self, loaded: dict[str, Any]) -> None:
         """Take what was loaded into a `sharded_state_dict`."""
@@ -126,8 +135,13 @@ class Policy:
         """The length of a stream is a multiple of this."""
         return self.layout.tp.size if self.layout.config.sequence_parallel else 1
 
-    def training_stream(self, micro: MicroBatch, num_sequences: int) -> TokenStream:
-        """What this rank holds of a micro-batch, in a step of `num_sequences` rows."""
+    def training_stream(
+        self, micro: MicroBatch, num_sequences: int, *, with_mtp: bool = False
+    ) -> TokenStream:
+        """What this rank holds of a micro-batch, in a step of `num_sequences` rows.
+
+        `with_mtp` has the prediction layers run, too.
+        """
         context = None
         if self.layout.cp.size > 1:
             context = ContextShard.of(
@@ -143,6 +157,9 @@ class Policy:
             context=context,
         )
         stream.positions_T = stream.take(micro.positions_T, fill=0)
+        if with_mtp:
+            ahead = tokens_ahead(micro, self.config.num_mtp_layers)
+            stream.tokens_ahead_KT = torch.stack([stream.take(row_T, fill=0) for row_T in ahead])
         return stream
 
     def forward(
@@ -199,6 +216,20 @@ class Policy:
             dtype=self.dtype,
             device=self.host.device,
         )
+
+
+def tokens_ahead(micro: MicroBatch, num_layers: int) -> list[Tensor]:
+    """For k = 1, 2, ...: the token k places further on in each token's sequence; 0 behind its end.
+
+    A token of the next sequence would do no harm to the loss, which leaves these places out, but
+    with it the load of experts would depend on what is packed together.
+    """
+    lengths = torch.tensor(micro.seq_lengths, device=micro.positions_T.device)
+    left_T = lengths.repeat_interleave(lengths) - micro.positions_T
+    return [
+        next_tokens(micro.tokens_T, steps=k).masked_fill(left_T <= k, 0)
+        for k in range(1, num_layers + 1)
+    ]
 
 
 def padded_vocab_size(vocab_size: int, tensor_ranks: int) -> int:

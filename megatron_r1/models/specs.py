@@ -26,6 +26,7 @@ from megatron_r1.config.parallel import ParallelConfig, Recompute
 from megatron_r1.models.attention import StreamLatentAttention, StreamSelfAttention
 from megatron_r1.models.layers import RmsNorm
 from megatron_r1.models.moe import StreamLayer, StreamRouter
+from megatron_r1.models.mtp import mtp_block_spec
 from megatron_r1.parallel.pipeline_split import split_layers
 
 
@@ -65,6 +66,7 @@ def transformer_config(
         expert_model_parallel_size=parallel.expert,
         expert_tensor_parallel_size=parallel.expert_tensor,
         sequence_parallel=parallel.sequence_parallel,
+        mtp_num_layers=model.num_mtp_layers or None,
         **_recompute_fields(parallel.recompute),
         # Streams differ in length from one micro-batch to the next; only all-to-all takes that.
         variable_seq_lengths=True,
@@ -87,7 +89,7 @@ def layers_per_chunk(model: ModelConfig, parallel: ParallelConfig) -> list[int]:
     """Decoder layers of each chunk of the pipeline, in the order of the model."""
     if parallel.pipeline_layers is not None:
         return list(parallel.pipeline_layers)
-    return split_layers(model.num_layers, parallel.num_chunks)
+    return split_layers(model.num_layers, parallel.num_chunks, num_mtp_layers=model.num_mtp_layers)
 
 
 def _pipeline_layout(model: ModelConfig, parallel: ParallelConfig) -> list[list[str]] | None:
@@ -96,7 +98,7 @@ def _pipeline_layout(model: ModelConfig, parallel: ParallelConfig) -> list[list[
         return None
     layout = [["decoder"] * count for count in layers_per_chunk(model, parallel)]
     layout[0].insert(0, "embedding")
-    layout[-1].append("loss")
+    layout[-1] += ["mtp"] * model.num_mtp_layers + ["loss"]
     return layout
 
 
@@ -164,6 +166,14 @@ def block_spec(
         for i in range(first_layer, first_layer + num_layers)
     ]
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=RmsNorm)
+
+
+def prediction_spec(model: ModelConfig, config: TransformerConfig) -> ModuleSpec | None:
+    """The model's multi-token prediction layers, each like its last layer; None without any."""
+    if model.num_mtp_layers == 0:
+        return None
+    last = block_spec(model, config, first_layer=model.num_layers - 1, num_layers=1)
+    return mtp_block_spec(last.layer_specs[0], model.num_mtp_layers)
 
 
 def _layer_spec(attention: ModuleSpec, mlp: ModuleSpec) -> ModuleSpec:

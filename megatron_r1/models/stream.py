@@ -41,6 +41,11 @@ class TokenStream(PackedSeqParams):
     """Which tokens this context rank holds; None: all of them."""
     rope_cos_TK: Tensor | None = None
     rope_sin_TK: Tensor | None = None
+    tokens_ahead_KT: Tensor | None = None
+    """Row k - 1: the token k places further on in the sequence, 0 behind its end; int64. None: the
+    prediction layers do not run."""
+    logits_ahead: list[Tensor] = field(default_factory=list)
+    """Filled by the model's last chunk: [T, v] of each prediction layer, for token t + k + 1."""
     balance_scale: float = 0.0
     """1 / sequences of the whole step: share of one sequence in the balance loss."""
     cache: KvCache | None = None

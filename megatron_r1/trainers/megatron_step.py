@@ -26,6 +26,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_r1.algos.logprobs import align_to_tokens, next_tokens, target_logprobs
+from megatron_r1.algos.mtp import mtp_loss
 from megatron_r1.algos.reduce import mean_parts
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.data.packing import build_micro_batch, pack_best_fit, pack_equal_counts
@@ -46,8 +47,15 @@ OnMicroBatch = Callable[[int, int], None]
 class MegatronStep:
     """A policy with gradients and an optimizer."""
 
-    def __init__(self, policy: Policy, optimizer: OptimizerConfig) -> None:
+    def __init__(
+        self, policy: Policy, optimizer: OptimizerConfig, *, mtp_loss: float = 0.0
+    ) -> None:
+        """`mtp_loss`: weight of the prediction layers' loss. At 0 they do not run, and stay as they
+        are; so does a policy without any, at any weight."""
         self.policy = policy
+        self._mtp_loss = mtp_loss if policy.config.num_mtp_layers else 0.0
+        for name, parameter in policy.named_parameters():
+            parameter.requires_grad_(self._mtp_loss > 0 or not name.startswith("mtp."))
         config = policy.megatron_config
         ddp = DistributedDataParallelConfig(
             use_distributed_optimizer=True, grad_reduce_in_fp32=True
@@ -113,6 +121,10 @@ class MegatronStep:
             logprobs_T, entropy_T = self._logprobs(logits_Tv, micro, stream, temperature)
             output = loss(logprobs_T, micro)
             metrics = dict(output.metrics)
+            if stream.logits_ahead:
+                ahead = self._mtp_output(micro, stream, temperature)
+                output = LossOutput(loss=output.loss + ahead.loss, metrics={})
+                metrics |= ahead.metrics
             metrics["algo/entropy"] = mean_parts(entropy_T[micro.loss_mask_T])
             # A denominator of 0 marks a sum.
             none = torch.zeros_like(output.loss)
@@ -123,7 +135,12 @@ class MegatronStep:
 
         bins = self._plan(batch)
         return self._run(
-            batch, bins, finish, num_sequences=num_sequences, on_micro_batch=on_micro_batch
+            batch,
+            bins,
+            finish,
+            num_sequences=num_sequences,
+            with_mtp=self._mtp_loss > 0,
+            on_micro_batch=on_micro_batch,
         )
 
     def logprobs(
@@ -156,22 +173,38 @@ class MegatronStep:
                 by_row[row] = logprobs_L
         return by_row
 
+    def _mtp_output(self, micro: MicroBatch, stream: TokenStream, temperature: float) -> LossOutput:
+        logprobs_KT = [
+            self._logprobs(logits_tv, micro, stream, temperature, steps=depth + 1)[0]
+            for depth, logits_tv in enumerate(stream.logits_ahead, start=1)
+        ]
+        return mtp_loss(logprobs_KT, micro, weight=self._mtp_loss)
+
     def _logprobs(
-        self, logits_tv: Tensor, micro: MicroBatch, stream: TokenStream, temperature: float
+        self,
+        logits_tv: Tensor,
+        micro: MicroBatch,
+        stream: TokenStream,
+        temperature: float,
+        *,
+        steps: int = 1,
     ) -> tuple[Tensor, Tensor]:
         """logprobs_T and entropy_T of all tokens of the micro-batch, on every context rank; from
-        the logits of the tokens that this one holds."""
+        the logits of the tokens that this one holds, each of which predicts `steps` ahead."""
         tp = self.policy.layout.tp
         logprobs_t, entropy_t = target_logprobs(
             logits_tv,
-            stream.take(next_tokens(micro.tokens_T), fill=0),
+            stream.take(next_tokens(micro.tokens_T, steps=steps), fill=0),
             temperature=temperature,
             vocab_start=tp.rank * logits_tv.shape[-1],
             vocab_size=self.policy.config.vocab_size,
             group=tp.group if tp.size > 1 else None,
         )
-        logprobs_T = align_to_tokens(stream.join(logprobs_t), micro.positions_T)
-        return logprobs_T, align_to_tokens(stream.join(entropy_t), micro.positions_T)
+        logprobs_T, entropy_T = (
+            align_to_tokens(stream.join(values_t), micro.positions_T, steps=steps)
+            for values_t in (logprobs_t, entropy_t)
+        )
+        return logprobs_T, entropy_T
 
     def _run(
         self,
@@ -180,6 +213,7 @@ class MegatronStep:
         finish: Finish,
         *,
         num_sequences: int = 1,
+        with_mtp: bool = False,
         forward_only: bool = False,
         on_micro_batch: OnMicroBatch | None = None,
     ) -> list[dict[str, Any]]:
@@ -195,7 +229,7 @@ class MegatronStep:
         def forward_step(micros: Iterator[MicroBatch], chunk: torch.nn.Module) -> Any:
             nonlocal done
             micro = next(micros)
-            stream = self.policy.training_stream(micro, num_sequences)
+            stream = self.policy.training_stream(micro, num_sequences, with_mtp=with_mtp)
             output = self.policy.forward(stream.take(micro.tokens_T, fill=0), stream, chunk=chunk)
             if chunk is self.chunks[-1]:
                 done += 1

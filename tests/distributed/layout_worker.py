@@ -54,13 +54,14 @@ def build(host: Host, model_name: str, parallel: dict[str, Any]) -> Any:
     overrides.append("data.max_prompt_tokens=64")
     if model_name == "tiny_v3":
         overrides.append("model.balance_loss=0.1")  # large enough for an error in it to be seen
+        overrides.append("model.num_mtp_layers=1")
     overrides += ["rollout.max_response_tokens=32", "parallel.max_tokens_per_microbatch=160"]
     overrides += [f"parallel.{name}={value}" for name, value in parallel.items()]
     config = load_config(overrides)
     config.validate(dist.get_world_size())
     layout = enter_layout(config.parallel, seed=1)
     policy = Policy(config.model, layout, config.precision, host, seed=7)
-    return MegatronStep(policy, OptimizerConfig(lr=LR, beta2=0.99))
+    return MegatronStep(policy, OptimizerConfig(lr=LR, beta2=0.99), mtp_loss=0.3)
 
 
 def rows(config_vocab: int) -> list[Any]:
