@@ -52,23 +52,28 @@ class Policy:
         *,
         seed: int,
     ) -> None:
-        """Build this rank's part, with weights drawn from `seed`, the same in every layout."""
+        """Build this rank's part, with weights drawn from `seed`, the same in every layout; on the
+        meta device without weights."""
         self.config = config
         self.layout = layout
         self.host = host
         self.dtype = _DTYPES[precision.dtype]
         self.megatron_config = transformer_config(config, layout.config, self.dtype)
         self.megatron_config.perform_initialization = False
+        # Elsewhere Megatron would build on a GPU, whatever device it is to be.
+        self.megatron_config.use_cpu_initialization = not host.is_cuda
         self._layers_per_chunk = layers_per_chunk(config, layout.config)
         self._chunk_starts = chunk_starts(self._layers_per_chunk)
-        self.chunks = [
-            self._build_chunk(number).to(host.device)
-            for number in range(layout.config.virtual_pipeline)
-        ]
+        with host.device:
+            self.chunks = [
+                self._build_chunk(number).to(host.device)
+                for number in range(layout.config.virtual_pipeline)
+            ]
         for chunk in self.chunks:
             _mark_sharded_weights(chunk)
             _separate_expert_gradients(chunk)
-            initialize_weights(chunk, config, seed=seed)
+            if host.device.type != "meta":
+                initialize_weights(chunk, config, seed=seed)
         self._rope = RopeTable(
             config.rope,
             dim=_rotary_dim(config),

@@ -114,6 +114,8 @@ def enter_layout(config: ParallelConfig, *, seed: int) -> Layout:
         context_parallel_size=config.context,
         expert_model_parallel_size=config.expert,
         expert_tensor_parallel_size=config.expert_tensor,
+        # Megatron's second groups, on gloo, would wait for ranks that a fake world does not have.
+        create_gloo_process_groups=dist.get_backend() != "fake",
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     return Layout(
