@@ -94,17 +94,18 @@ def logprobs_and_entropy(
     return align_to_tokens(logprobs_T, positions_T), align_to_tokens(entropy_T, positions_T)
 
 
-def next_tokens(tokens_T: Tensor) -> Tensor:
-    """What the logits of each column predict: column t holds token t + 1.
+def next_tokens(tokens_T: Tensor, *, steps: int = 1) -> Tensor:
+    """What the logits of each column predict: column t holds token t + steps.
 
-    The last column of a sequence holds a token of the next one; `align_to_tokens` discards it.
+    The last columns of a sequence hold tokens of the next one; `align_to_tokens` discards them.
     """
-    return tokens_T.roll(-1)
+    return tokens_T.roll(-steps)
 
 
-def align_to_tokens(values_T: Tensor, positions_T: Tensor) -> Tensor:
-    """Move what belongs to a prediction to the token predicted: t - 1 to t, 0 at first tokens."""
-    return values_T.roll(1).masked_fill(positions_T == 0, 0.0)
+def align_to_tokens(values_T: Tensor, positions_T: Tensor, *, steps: int = 1) -> Tensor:
+    """Move what belongs to a prediction to the token predicted: t - steps to t; 0 at the first
+    tokens, which nothing predicted."""
+    return values_T.roll(steps).masked_fill(positions_T < steps, 0.0)
 
 
 def target_logprobs(

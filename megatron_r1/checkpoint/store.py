@@ -102,7 +102,7 @@ class CheckpointStore:
             dist_checkpointing.save(_state_dict(policy, optimizer), str(partial / "policy"))
             if with_reference:
                 with bank.use(REFERENCE):
-                    weights = {"model": policy.model.sharded_state_dict()}
+                    weights = {"model": policy.sharded_state_dict()}
                     dist_checkpointing.save(weights, str(partial / REFERENCE))
             on_main_rank(finish)
         except (OSError, RuntimeError, CheckpointException) as error:
@@ -135,7 +135,7 @@ class CheckpointStore:
             bank.store(REFERENCE)
         target = _state_dict(policy, optimizer, is_loading=True)
         loaded = _read(target, path / "policy")
-        policy.model.load_state_dict(loaded["model"])
+        policy.load_state_dict(loaded["model"])
         optimizer.load_state_dict(loaded["optimizer"])
         _separate_step_counts(optimizer)
         return LoopState(**record["loop"])
@@ -234,7 +234,7 @@ def model_identity(config: ModelConfig) -> dict[str, Any]:
         return value.value if isinstance(value, Enum) else value
 
     fields = plain(dataclasses.asdict(config))
-    for key in ("name", "init_from", "init_std", "balance_loss", "bias_update_rate"):
+    for key in ("name", "init_from", "init_std", "balance_loss", "bias_update_rate", "mtp_loss"):
         fields.pop(key, None)
     return fields
 
@@ -243,7 +243,7 @@ def _state_dict(
     policy: Policy, optimizer: MegatronOptimizer, *, is_loading: bool = False
 ) -> dict[str, Any]:
     _complete_adam_state(optimizer)
-    model = policy.model.sharded_state_dict()
+    model = policy.sharded_state_dict()
     return {
         "model": model,
         "optimizer": optimizer.sharded_state_dict(
@@ -288,8 +288,8 @@ def _separate_step_counts(optimizer: MegatronOptimizer) -> None:
 
 
 def _load_weights(policy: Policy, path: Path) -> None:
-    target = {"model": policy.model.sharded_state_dict()}
-    policy.model.load_state_dict(_read(target, path)["model"])
+    target = {"model": policy.sharded_state_dict()}
+    policy.load_state_dict(_read(target, path)["model"])
 
 
 def _read(target: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -61,11 +61,19 @@ class GrpoConfig:
     drop_stale_kl: float = 0.0
     """Off-policy sequence masking (DeepSeek-V3.2): a rollout with a negative advantage whose mean
     log(pi_old / pi) exceeds this many nats is left out of the loss. 0 turns it off."""
+    mtp_loss: float = 0.0
+    """Weight of the prediction layers' loss on sampled tokens; 0 leaves these layers untrained."""
     drop_zero_std_groups: bool = False
     """Leave groups whose rewards are all equal out of the batch: their policy gradient is zero."""
 
     def __post_init__(self) -> None:
-        for name in ("kl_beta", "advantage_eps", "rollout_correction_cap", "drop_stale_kl"):
+        for name in (
+            "kl_beta",
+            "advantage_eps",
+            "rollout_correction_cap",
+            "drop_stale_kl",
+            "mtp_loss",
+        ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"algo.{name} must be >= 0, got {getattr(self, name)}")
         for name in ("clip_eps_low", "clip_eps_high"):

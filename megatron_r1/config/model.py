@@ -70,6 +70,11 @@ class ModelConfig:
     init_std: float = 0.02
     tie_embeddings: bool = False
     rope: RopeConfig = field(default_factory=RopeConfig)
+    num_mtp_layers: int = 0
+    """Layers that predict tokens further ahead (V3 report section 2.2), behind the last layer."""
+    mtp_loss: float = 0.3
+    """Weight of their loss in supervised training: 0.3, then 0.1 for the last third, in the V3
+    report's section 4.2. Reinforcement learning leaves them as they are: see algo.mtp_loss."""
     init_from: str | None = None
     """Directory of a checkpoint to start from; None starts from random weights."""
 
@@ -78,6 +83,7 @@ class ModelConfig:
             "num_dense_layers",
             "num_shared_experts",
             "num_mtp_layers",
+            "mtp_loss",
             "bias_update_rate",
             "balance_loss",
         }
@@ -182,8 +188,6 @@ class DeepseekV3Config(MixtureConfig):
     bias_update_rate: float = 1e-3
     """Step of the auxiliary-loss-free balancing bias (V3 report section 4.2); 0 freezes it."""
     balance_loss: float = 1e-4
-    # Multi-token prediction
-    num_mtp_layers: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -121,12 +121,12 @@ def _divisors(number: int) -> str:
 
 
 def _check_degrees(parallel: ParallelConfig, world_size: int) -> None:
-    model_ranks = parallel.tensor * parallel.pipeline
+    model_ranks = parallel.tensor * parallel.pipeline * parallel.context
     if world_size % model_ranks:
         raise ConfigError(
-            f"parallel: tensor * pipeline = {parallel.tensor} * {parallel.pipeline} = {model_ranks}"
-            f" does not divide the world size {world_size}. Choose a product out of "
-            f"{_divisors(world_size)}, or start another number of processes"
+            f"parallel: tensor * pipeline * context = {parallel.tensor} * {parallel.pipeline} * "
+            f"{parallel.context} = {model_ranks} does not divide the world size {world_size}. "
+            f"Choose a product out of {_divisors(world_size)}, or start another number of processes"
         )
     expert_ranks = parallel.expert * parallel.expert_tensor * parallel.pipeline
     if world_size % expert_ranks:
@@ -135,6 +135,34 @@ def _check_degrees(parallel: ParallelConfig, world_size: int) -> None:
             f"{parallel.expert_tensor} * {parallel.pipeline} = {expert_ranks} does not divide the "
             f"world size {world_size}. Choose a product out of {_divisors(world_size)}, or start "
             "another number of processes"
+        )
+
+
+def _check_pipeline_split(model: ModelConfig, parallel: ParallelConfig) -> None:
+    chunks = (
+        f"parallel.pipeline * parallel.virtual_pipeline = {parallel.pipeline} * "
+        f"{parallel.virtual_pipeline} = {parallel.num_chunks}"
+    )
+    if model.num_layers < parallel.num_chunks:
+        raise ConfigError(
+            f"{chunks} exceeds model.num_layers = {model.num_layers}, and each chunk of the "
+            f"pipeline has a layer at least. Lower one of the two to at most {model.num_layers} "
+            "chunks"
+        )
+    if model.num_mtp_layers and model.tie_embeddings and parallel.pipeline > 1:
+        raise ConfigError(
+            f"model.num_mtp_layers = {model.num_mtp_layers} with model.tie_embeddings = true needs "
+            f"parallel.pipeline = 1, and it is {parallel.pipeline}: Megatron-Core has no place for "
+            "the tied weights of such a model's last stage. Set one of the two to 0 or false"
+        )
+    layers = parallel.pipeline_layers
+    if layers is None:
+        return
+    if len(layers) != parallel.num_chunks or sum(layers) != model.num_layers or min(layers) < 1:
+        raise ConfigError(
+            f"parallel.pipeline_layers = {layers} must be {parallel.num_chunks} numbers ({chunks}) "
+            f"of at least 1 that add up to model.num_layers = {model.num_layers}. Leave it out for "
+            "a balanced split"
         )
 
 
@@ -148,7 +176,7 @@ def _check_model_fits_degrees(model: ModelConfig, parallel: ParallelConfig) -> N
 
     check("model.num_attention_heads", model.num_attention_heads, "tensor", parallel.tensor)
     check("model.ffn_hidden_size", model.ffn_hidden_size, "tensor", parallel.tensor)
-    check("model.num_layers", model.num_layers, "pipeline", parallel.pipeline)
+    _check_pipeline_split(model, parallel)
     if isinstance(model, MixtureConfig):
         check("model.num_experts", model.num_experts, "expert", parallel.expert)
         width = model.moe_ffn_hidden_size

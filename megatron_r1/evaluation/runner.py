@@ -73,7 +73,7 @@ def evaluate(
         for _ in groups:  # keeps step with the leader
             pass
         counts = None
-    totals = sum_pairs(broadcast_object(counts, layout.replica), layout.dp)
+    totals = sum_pairs(broadcast_object(counts, layout.replica), layout.dp_cp)
     return EvalResult(
         pass_at_1=totals["pass@1"],
         pass_at_n=totals["pass@n"],

@@ -10,15 +10,17 @@ looks at.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core.tensor_parallel import checkpoint
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
 )
-from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.attention import Attention, SelfAttention
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from torch import Tensor
 
@@ -53,9 +55,7 @@ class StreamSelfAttention(SelfAttention):
         if stream.decoding:
             out_THK = self._decode(q_THK, stream, scale)
         else:
-            repeats = q_THK.shape[1] // k_TGK.shape[1]
-            k_THK, v_THK = (x.repeat_interleave(repeats, dim=1) for x in (k_TGK, v_TGK))
-            out_THK = causal_attention(q_THK, k_THK, v_THK, stream, scale=scale)
+            out_THK = _core_attention(self, q_THK, k_TGK, v_TGK, stream, scale=scale)
         return self.linear_proj(out_THK.flatten(1).unsqueeze(1))
 
     def _decode(self, q_THK: Tensor, stream: TokenStream, scale: float) -> Tensor:
@@ -133,7 +133,8 @@ class StreamLatentAttention(MLASelfAttention):
             kv_THK = kv_THK.unflatten(-1, (-1, nope + self.config.v_head_dim))
             k_nope_THK, v_THV = kv_THK.split((nope, self.config.v_head_dim), dim=-1)
             k_rope_THR = k_rope_TR.unsqueeze(1).expand(-1, k_nope_THK.shape[1], -1)
-            out_THV = causal_attention(
+            out_THV = _core_attention(
+                self,
                 torch.cat((q_nope_THK, q_rope_THR), dim=-1),
                 torch.cat((k_nope_THK, k_rope_THR), dim=-1),
                 v_THV,
@@ -173,25 +174,52 @@ class StreamLatentAttention(MLASelfAttention):
         return x
 
 
+def _core_attention(
+    module: Attention, q: Tensor, k: Tensor, v: Tensor, stream: TokenStream, *, scale: float
+) -> Tensor:
+    """`causal_attention`, computed again in the backward pass where `module` is told to."""
+    attend = partial(causal_attention, stream=stream, scale=scale)
+    if module.checkpoint_core_attention and module.training:
+        return checkpoint(attend, False, q, k, v)
+    return attend(q, k, v)
+
+
 def causal_attention(
-    q_THK: Tensor, k_THK: Tensor, v_THV: Tensor, stream: TokenStream, *, scale: float
+    q_THK: Tensor, k_TGK: Tensor, v_TGV: Tensor, stream: TokenStream, *, scale: float
 ) -> Tensor:
     """Block-diagonal causal attention: each token sees itself and the earlier ones of its sequence.
 
     Sequences of like length are attended side by side as rectangles padded on the right, where the
-    causal mask already hides the padding from every real token.
+    causal mask already hides the padding from every real token. Under context parallelism each rank
+    gathers all keys and values and attends from its own tokens. Another attention for packed
+    sequences, such as Transformer Engine's, would take the place of this function.
 
+    Args:
+        k_TGK, v_TGV: H is a multiple of G; consecutive heads share a key.
     Returns: [T, H, V].
     """
-    value_width = v_THV.shape[-1]
-    if value_width < k_THK.shape[-1]:
+    value_width = v_TGV.shape[-1]
+    if value_width < k_TGK.shape[-1]:
         # The fused kernels want one width for keys and values; zeros add nothing to the output.
-        v_THV = F.pad(v_THV, (0, k_THK.shape[-1] - value_width))
+        v_TGV = F.pad(v_TGV, (0, k_TGK.shape[-1] - value_width))
+    if stream.context is not None:
+        k_TGK, v_TGV = (stream.context.join(x, sum_gradients=True) for x in (k_TGK, v_TGV))
+    repeats = q_THK.shape[1] // k_TGK.shape[1]
+    if repeats > 1:
+        k_TGK, v_TGV = (x.repeat_interleave(repeats, dim=1) for x in (k_TGK, v_TGV))
     parts, tokens = [], []
-    for lengths in stream.length_classes:
-        q, k, v = (x[lengths.gather_SL].transpose(1, 2) for x in (q_THK, k_THK, v_THV))
-        out_SHLV = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-        parts.append(out_SHLV.transpose(1, 2)[lengths.valid_SL])
-        tokens.append(lengths.gather_SL[lengths.valid_SL])
+    for each in stream.length_classes:
+        out_SHQV = F.scaled_dot_product_attention(
+            q_THK[each.queries.index_SL].transpose(1, 2),
+            k_TGK[each.keys.index_SL].transpose(1, 2),
+            v_TGV[each.keys.index_SL].transpose(1, 2),
+            attn_mask=None if each.mask_SQL is None else each.mask_SQL[:, None],
+            is_causal=each.mask_SQL is None,
+            scale=scale,
+        )
+        parts.append(out_SHQV.transpose(1, 2)[each.queries.valid_SL])
+        tokens.append(each.queries.index_SL[each.queries.valid_SL])
     out_THV = torch.cat(parts)[torch.argsort(torch.cat(tokens))]
+    # Tokens of no sequence, which fill up a context rank's part, come last.
+    out_THV = F.pad(out_THV, (0, 0, 0, 0, 0, q_THK.shape[0] - out_THV.shape[0]))
     return out_THV[..., :value_width]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group
 from torch import Tensor
 
 from megatron_r1.config.model import ModelConfig
@@ -24,16 +26,21 @@ def initialize_weights(model: GPTModel, config: ModelConfig, *, seed: int) -> No
     global name, and a rank takes its slice of it, so that tensor, pipeline and expert degrees do
     not change the model.
     """
-    sharded = model.sharded_state_dict()
+    sharded = chunk_state_dict(model)
     apply_factories(sharded)
     for tensor in nested_values(sharded):
         if isinstance(tensor, ShardedTensor) and tensor.data is not None:
             _fill(tensor, config, seed)
 
 
+def chunk_state_dict(model: GPTModel) -> dict[str, Any]:
+    """A chunk's parameters as shards of the whole model."""
+    return model.sharded_state_dict(metadata=ensure_metadata_has_dp_cp_group(None))
+
+
 def _fill(tensor: ShardedTensor, config: ModelConfig, seed: int) -> None:
     name = tensor.key
-    if "layernorm" in name:
+    if name.endswith("norm.weight"):
         tensor.data.fill_(1.0)
     elif name.endswith("bias"):
         tensor.data.zero_()

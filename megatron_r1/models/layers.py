@@ -16,8 +16,7 @@ class RmsNorm(torch.nn.RMSNorm):
     def __init__(
         self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused: Any
     ) -> None:
-        device = torch.cuda.current_device()
-        super().__init__(hidden_size, eps=eps, device=device, dtype=config.params_dtype)
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel
 
 
@@ -53,8 +52,7 @@ class ReplicatedLinear(torch.nn.Module):
         init_method: Callable[[Tensor], Any],
     ) -> None:
         super().__init__()
-        device = torch.cuda.current_device()
-        weight = torch.empty(output_size, input_size, device=device, dtype=config.params_dtype)
+        weight = torch.empty(output_size, input_size, dtype=config.params_dtype)
         self.weight = torch.nn.Parameter(weight)
         self.weight.sequence_parallel = config.sequence_parallel
         if config.perform_initialization:

@@ -42,9 +42,10 @@ class StreamRouter(TopKRouter):
         """
         stream = self.stream
         ids_t = self._shard(stream.sequence_ids_T)
-        lengths_S1 = torch.tensor(stream.seq_lengths, device=ids_t.device)[:, None]
-        num_sequences, num_experts = len(stream.seq_lengths), self.config.num_moe_experts
-        load_SE = torch.zeros(num_sequences, num_experts, device=ids_t.device)
+        num_sequences, num_experts = stream.num_sequences, self.config.num_moe_experts
+        lengths = (*stream.seq_lengths[:num_sequences], 1)  # the last row is for padding
+        lengths_S1 = torch.tensor(lengths, device=ids_t.device)[:, None]
+        load_SE = torch.zeros(len(lengths), num_experts, device=ids_t.device)
         load_SE.index_add_(0, ids_t, routing_map.float())
         if self.tp_cp_group.size() > 1:  # tokens of a sequence may lie on several ranks
             dist.all_reduce(load_SE, group=self.tp_cp_group)
@@ -52,10 +53,8 @@ class StreamRouter(TopKRouter):
         # This rank's part of the mean score; the ranks' losses add up to the whole.
         mean_score_SE = torch.zeros_like(load_SE).index_add(0, ids_t, scores_for_aux_loss.float())
         loss_S = (frequency_SE * mean_score_SE / lengths_S1).sum(dim=1)
-        if stream.num_padding:
-            loss_S = loss_S[:-1]
         coefficient = self.get_aux_loss_coeff("seq_aux_loss") * stream.balance_scale
-        return MoEAuxLossAutoScaler.apply(probs, coefficient * loss_S.sum())
+        return MoEAuxLossAutoScaler.apply(probs, coefficient * loss_S[:num_sequences].sum())
 
     def _apply_expert_bias(self, routing_map: Tensor, padding_mask: Tensor | None = None) -> None:
         """Count the load of each expert over real tokens; Megatron moves the bias once a step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
@@ -13,19 +14,28 @@ from megatron.core.tensor_parallel.layers import (
     VocabParallelEmbedding,
     set_tensor_model_parallel_attributes,
 )
-from megatron.core.transformer.transformer_block import get_num_layers_to_build
-from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor
 
+from megatron_r1.algos.logprobs import next_tokens
 from megatron_r1.config.model import DeepseekV3Config, ModelConfig
 from megatron_r1.config.precision import DType, PrecisionConfig
-from megatron_r1.models.init import initialize_weights
+from megatron_r1.models.init import chunk_state_dict, initialize_weights
 from megatron_r1.models.kv_cache import KvCache
+from megatron_r1.models.mtp import StreamModel
 from megatron_r1.models.rope import RopeTable
-from megatron_r1.models.specs import block_spec, transformer_config
+from megatron_r1.models.specs import (
+    block_spec,
+    layers_per_chunk,
+    prediction_spec,
+    transformer_config,
+)
 from megatron_r1.models.stream import TokenStream
+from megatron_r1.parallel.context import ContextShard
 from megatron_r1.parallel.layout import Layout
+from megatron_r1.parallel.pipeline_split import chunk_starts
 from megatron_r1.platform.host import Host
+from megatron_r1.types import MicroBatch
 
 _DTYPES = {DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}
 
@@ -42,29 +52,28 @@ class Policy:
         *,
         seed: int,
     ) -> None:
-        """Build this rank's part, with weights drawn from `seed`, the same in every layout."""
+        """Build this rank's part, with weights drawn from `seed`, the same in every layout; on the
+        meta device without weights."""
         self.config = config
         self.layout = layout
         self.host = host
         self.dtype = _DTYPES[precision.dtype]
         self.megatron_config = transformer_config(config, layout.config, self.dtype)
         self.megatron_config.perform_initialization = False
-        offset = get_transformer_layer_offset(self.megatron_config)
-        num_layers = get_num_layers_to_build(self.megatron_config)
-        self.layer_numbers = [offset + i + 1 for i in range(num_layers)]
-        self.model = GPTModel(
-            self.megatron_config,
-            block_spec(config, self.megatron_config, first_layer=offset, num_layers=num_layers),
-            vocab_size=padded_vocab_size(config.vocab_size, layout.tp.size),
-            max_sequence_length=config.max_positions,
-            pre_process=layout.is_first_stage,
-            post_process=layout.is_last_stage,
-            position_embedding_type="none",
-            share_embeddings_and_output_weights=config.tie_embeddings,
-        ).to(host.device)
-        _mark_sharded_weights(self.model)
-        _separate_expert_gradients(self.model)
-        initialize_weights(self.model, config, seed=seed)
+        # Elsewhere Megatron would build on a GPU, whatever device it is to be.
+        self.megatron_config.use_cpu_initialization = not host.is_cuda
+        self._layers_per_chunk = layers_per_chunk(config, layout.config)
+        self._chunk_starts = chunk_starts(self._layers_per_chunk)
+        with host.device:
+            self.chunks = [
+                self._build_chunk(number).to(host.device)
+                for number in range(layout.config.virtual_pipeline)
+            ]
+        for chunk in self.chunks:
+            _mark_sharded_weights(chunk)
+            _separate_expert_gradients(chunk)
+            if host.device.type != "meta":
+                initialize_weights(chunk, config, seed=seed)
         self._rope = RopeTable(
             config.rope,
             dim=_rotary_dim(config),
@@ -72,60 +81,160 @@ class Policy:
             device=host.device,
         )
 
+    def _build_chunk(self, number: int) -> StreamModel:
+        """Chunk `number` of this stage; chunks go round the stages in the order of the model."""
+        layout, place = self.layout, self._place(number)
+        spec = block_spec(
+            self.config,
+            self.megatron_config,
+            first_layer=self._chunk_starts[place],
+            num_layers=self._layers_per_chunk[place],
+        )
+        is_last = place == layout.config.num_chunks - 1
+        return StreamModel(
+            self.megatron_config,
+            spec,
+            vocab_size=padded_vocab_size(self.config.vocab_size, layout.tp.size),
+            max_sequence_length=self.config.max_positions,
+            pre_process=place == 0,
+            post_process=is_last,
+            position_embedding_type="none",
+            share_embeddings_and_output_weights=self.config.tie_embeddings,
+            mtp_block_spec=prediction_spec(self.config, self.megatron_config) if is_last else None,
+            vp_stage=number if layout.config.virtual_pipeline > 1 else None,
+        )
+
+    def _place(self, number: int) -> int:
+        """Where this stage's chunk `number` stands among all chunks of the pipeline."""
+        return number * self.layout.pp.size + self.layout.pp.rank
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """This rank's parameters, with layers numbered as in the whole model."""
+        for number, chunk in enumerate(self.chunks):
+            for name, parameter in chunk.named_parameters():
+                yield self._global_name(number, name), parameter
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """This rank's buffers, named in the same way."""
+        for number, chunk in enumerate(self.chunks):
+            for name, buffer in chunk.named_buffers():
+                yield self._global_name(number, name), buffer
+
+    def _global_name(self, number: int, name: str) -> str:
+        if not name.startswith("decoder.layers."):
+            return name
+        _, _, layer, rest = name.split(".", 3)
+        return f"decoder.layers.{int(layer) + self._chunk_starts[self._place(number)]}.{rest}"
+
+    def sharded_state_dict(self) -> dict[str, Any]:
+        """What Megatron's distributed checkpoints save and load, for each chunk of this rank."""
+        return {f"chunk{n}": chunk_state_dict(chunk) for n, chunk in enumerate(self.chunks)}
+
+    def load_state_dict(self, loaded: dict[str, Any]) -> None:
+        """Take what was loaded into a `sharded_state_dict`."""
+        for number, chunk in enumerate(self.chunks):
+            chunk.load_state_dict(loaded[f"chunk{number}"])
+
     @property
     def stream_multiple(self) -> int:
         """The length of a stream is a multiple of this."""
         return self.layout.tp.size if self.layout.config.sequence_parallel else 1
+
+    def training_stream(
+        self, micro: MicroBatch, num_sequences: int, *, with_mtp: bool = False
+    ) -> TokenStream:
+        """What this rank holds of a micro-batch, in a step of `num_sequences` rows.
+
+        `with_mtp` has the prediction layers run, too.
+        """
+        context = None
+        if self.layout.cp.size > 1:
+            context = ContextShard.of(
+                micro.seq_lengths,
+                self.layout.cp,
+                pad_to_multiple=self.stream_multiple,
+                device=micro.tokens_T.device,
+            )
+        stream = TokenStream(
+            seq_lengths=micro.seq_lengths,
+            num_padding=micro.num_padding,
+            balance_scale=1.0 / num_sequences,
+            context=context,
+        )
+        stream.positions_T = stream.take(micro.positions_T, fill=0)
+        if with_mtp:
+            ahead = tokens_ahead(micro, self.config.num_mtp_layers)
+            stream.tokens_ahead_KT = torch.stack([stream.take(row_T, fill=0) for row_T in ahead])
+        return stream
 
     def forward(
         self,
         tokens_T: Tensor,
         stream: TokenStream,
         *,
-        model: torch.nn.Module | None = None,
+        chunk: torch.nn.Module | None = None,
         gather_vocab: bool = False,
     ) -> Tensor:
-        """One pass through this pipeline stage.
+        """One pass through one chunk of this rank.
 
         Args:
-            model: a wrapper around the policy's module (Megatron's DDP); None runs the module
-                itself.
+            chunk: one of the policy's, or a wrapper around it (Megatron's DDP); None is the first,
+                which without a pipeline is the whole model.
             gather_vocab: all columns of the vocabulary on every tensor rank.
         Returns:
-            On the last stage logits, [T, v] or [T, V], padding columns included; before it hidden
-            states in Megatron's form, [T, 1, D].
+            Of the model's last chunk logits, [T, v] or [T, V], padding columns included; of those
+            before it hidden states in Megatron's form, [T, 1, D].
         """
+        chunk = self.chunks[0] if chunk is None else chunk
         stream.rope_cos_TK, stream.rope_sin_TK = self._rope.at(stream.positions_T)
-        output = (model or self.model)(
+        output = chunk(
             tokens_T[None],
             stream.positions_T[None],
             None,
             packed_seq_params=stream,
             runtime_gather_output=gather_vocab,
         )
-        return output[0] if self.layout.is_last_stage else output
+        return output[0] if get_attr_wrapped_model(chunk, "post_process") else output
 
     @contextmanager
     def inference(self) -> Iterator[None]:
         """Evaluation mode without gradients."""
-        was_training = self.model.training
-        self.model.eval()
+        was_training = self.chunks[0].training
+        self._train(False)
         try:
             with torch.no_grad():
                 yield
         finally:
-            self.model.train(was_training)
+            self._train(was_training)
+
+    def _train(self, mode: bool) -> None:
+        for chunk in self.chunks:
+            chunk.train(mode)
 
     def new_cache(self, *, num_rows: int, max_context: int) -> KvCache:
         """An empty cache for this stage's layers."""
         return KvCache(
-            layer_numbers=self.layer_numbers,
+            layer_numbers=[layer.layer_number for c in self.chunks for layer in c.decoder.layers],
             num_rows=num_rows,
             max_context=max_context,
             width=_cache_width(self.config, self.layout.tp.size),
             dtype=self.dtype,
             device=self.host.device,
         )
+
+
+def tokens_ahead(micro: MicroBatch, num_layers: int) -> list[Tensor]:
+    """For k = 1, 2, ...: the token k places further on in each token's sequence; 0 behind its end.
+
+    A token of the next sequence would do no harm to the loss, which leaves these places out, but
+    with it the load of experts would depend on what is packed together.
+    """
+    lengths = torch.tensor(micro.seq_lengths, device=micro.positions_T.device)
+    left_T = lengths.repeat_interleave(lengths) - micro.positions_T
+    return [
+        next_tokens(micro.tokens_T, steps=k).masked_fill(left_T <= k, 0)
+        for k in range(1, num_layers + 1)
+    ]
 
 
 def padded_vocab_size(vocab_size: int, tensor_ranks: int) -> int:

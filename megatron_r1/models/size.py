@@ -14,12 +14,14 @@ from megatron_r1.config.model import (
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Numbers of weights. Multi-token prediction layers are not counted."""
+    """Numbers of weights; `total` and `active` are without multi-token prediction layers."""
 
     total: int
     active: int
     """Weights that one token meets, embedding and head included."""
     attention_per_layer: int
+    mtp: int
+    """Multi-token prediction layers; embedding and head are the model's own."""
 
 
 def count_parameters(config: ModelConfig) -> ParameterCount:
@@ -32,12 +34,20 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
     dense = 3 * width * config.ffn_hidden_size
     if not isinstance(config, MixtureConfig):
         total = outside + config.num_layers * (per_layer + dense)
-        return ParameterCount(total=total, active=total, attention_per_layer=attention)
+        return ParameterCount(
+            total=total,
+            active=total,
+            attention_per_layer=attention,
+            mtp=config.num_mtp_layers * (_around_mtp(width) + per_layer + dense),
+        )
     expert = 3 * width * config.moe_ffn_hidden_size
     num_shared = config.num_shared_experts if isinstance(config, DeepseekV3Config) else 0
     always = expert * num_shared + width * config.num_experts  # and the router
     num_sparse = config.num_layers - config.num_dense_layers
     common = outside + config.num_layers * per_layer + config.num_dense_layers * dense
+
+    sparse = per_layer + always + expert * config.num_experts
+    last = sparse if num_sparse else per_layer + dense
 
     def with_experts(count: int) -> int:
         return common + num_sparse * (always + expert * count)
@@ -46,7 +56,13 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
         total=with_experts(config.num_experts),
         active=with_experts(config.experts_per_token),
         attention_per_layer=attention,
+        mtp=config.num_mtp_layers * (_around_mtp(width) + last),
     )
+
+
+def _around_mtp(width: int) -> int:
+    """What a prediction layer has besides its transformer layer: a projection and three norms."""
+    return 2 * width * width + 3 * width
 
 
 def _attention(config: ModelConfig) -> int:

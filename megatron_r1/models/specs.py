@@ -29,10 +29,12 @@ from megatron_r1.config.model import (
     Qwen3MoeConfig,
     RopeScaling,
 )
-from megatron_r1.config.parallel import ParallelConfig
+from megatron_r1.config.parallel import ParallelConfig, Recompute
 from megatron_r1.models.attention import StreamLatentAttention, StreamSelfAttention
 from megatron_r1.models.layers import LatentNorm, RmsNorm
 from megatron_r1.models.moe import StreamLayer, StreamRouter
+from megatron_r1.models.mtp import mtp_block_spec
+from megatron_r1.parallel.pipeline_split import split_layers
 
 
 def transformer_config(
@@ -62,9 +64,17 @@ def transformer_config(
         use_cpu_initialization=not torch.cuda.is_available(),
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        pipeline_model_parallel_layout=_pipeline_layout(model, parallel),
+        # Two stages with several chunks send each other two tensors at once, which a batch of
+        # exchanges could mix up; Megatron's way out is to send them one by one.
+        overlap_p2p_comm=parallel.virtual_pipeline > 1,
+        batch_p2p_comm=parallel.virtual_pipeline == 1,
+        context_parallel_size=parallel.context,
         expert_model_parallel_size=parallel.expert,
         expert_tensor_parallel_size=parallel.expert_tensor,
         sequence_parallel=parallel.sequence_parallel,
+        mtp_num_layers=model.num_mtp_layers or None,
+        **_recompute_fields(parallel.recompute),
         # Streams differ in length from one micro-batch to the next; only all-to-all takes that.
         variable_seq_lengths=True,
         moe_token_dispatcher_type="alltoall",
@@ -105,6 +115,31 @@ def _mixture_fields(model: MixtureConfig) -> dict[str, Any]:
     )
 
 
+def layers_per_chunk(model: ModelConfig, parallel: ParallelConfig) -> list[int]:
+    """Decoder layers of each chunk of the pipeline, in the order of the model."""
+    if parallel.pipeline_layers is not None:
+        return list(parallel.pipeline_layers)
+    return split_layers(model.num_layers, parallel.num_chunks, num_mtp_layers=model.num_mtp_layers)
+
+
+def _pipeline_layout(model: ModelConfig, parallel: ParallelConfig) -> list[list[str]] | None:
+    """The same as Megatron-Core takes it."""
+    if parallel.pipeline == 1:
+        return None
+    layout = [["decoder"] * count for count in layers_per_chunk(model, parallel)]
+    layout[0].insert(0, "embedding")
+    layout[-1] += ["mtp"] * model.num_mtp_layers + ["loss"]
+    return layout
+
+
+def _recompute_fields(recompute: Recompute) -> dict[str, Any]:
+    if recompute is Recompute.none:
+        return {}
+    if recompute is Recompute.selective:
+        return dict(recompute_granularity="selective", recompute_modules=["core_attn"])
+    return dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
+
+
 def _deepseek_v3_fields(model: DeepseekV3Config) -> dict[str, Any]:
     yarn = model.rope.scaling is RopeScaling.yarn
     grouped = model.num_expert_groups > 1
@@ -141,7 +176,7 @@ def _deepseek_v3_fields(model: DeepseekV3Config) -> dict[str, Any]:
 def block_spec(
     model: ModelConfig, config: TransformerConfig, *, first_layer: int, num_layers: int
 ) -> TransformerBlockSubmodules:
-    """Layers first_layer .. first_layer + num_layers - 1 (from 0) of this family, for one stage."""
+    """Layers first_layer .. first_layer + num_layers - 1 (from 0) of this family, for one chunk."""
     if isinstance(model, DeepseekV3Config):
         attention = _latent_attention_spec()
     else:
@@ -153,6 +188,14 @@ def block_spec(
         for i in range(first_layer, first_layer + num_layers)
     ]
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=RmsNorm)
+
+
+def prediction_spec(model: ModelConfig, config: TransformerConfig) -> ModuleSpec | None:
+    """The model's multi-token prediction layers, each like its last layer; None without any."""
+    if model.num_mtp_layers == 0:
+        return None
+    last = block_spec(model, config, first_layer=model.num_layers - 1, num_layers=1)
+    return mtp_block_spec(last.layer_specs[0], model.num_mtp_layers)
 
 
 def _layer_spec(attention: ModuleSpec, mlp: ModuleSpec) -> ModuleSpec:

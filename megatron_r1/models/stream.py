@@ -14,28 +14,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 from megatron_r1.models.kv_cache import KvCache
+from megatron_r1.parallel.context import ContextShard
 
 
 @dataclass(eq=False)
 class TokenStream(PackedSeqParams):
     """Positions, sequence boundaries, rotary angles and cache of one stream.
 
-    It travels as Megatron-Core's `packed_seq_params` through model, block and layer.
+    It travels as Megatron-Core's `packed_seq_params` through model, block and layer. Under context
+    parallelism T counts the tokens that this rank holds, and lengths are those of the whole stream.
     """
 
     positions_T: Tensor | None = None
     seq_lengths: tuple[int, ...] = ()
-    """They add up to T; decoding: T ones."""
+    """They add up to the length of the whole stream; decoding: T ones."""
     num_padding: int = 0
-    """Tokens at the end of the stream that stand for nothing."""
+    """Tokens at the end of the whole stream that stand for nothing: its last sequence."""
+    context: ContextShard | None = None
+    """Which tokens this context rank holds; None: all of them."""
     rope_cos_TK: Tensor | None = None
     rope_sin_TK: Tensor | None = None
+    tokens_ahead_KT: Tensor | None = None
+    """Row k - 1: the token k places further on in the sequence, 0 behind its end; int64. None: the
+    prediction layers do not run."""
+    logits_ahead: list[Tensor] = field(default_factory=list)
+    """Filled by the model's last chunk: [T, v] of each prediction layer, for token t + k + 1."""
     balance_scale: float = 0.0
     """1 / sequences of the whole step: share of one sequence in the balance loss."""
     cache: KvCache | None = None
@@ -45,23 +55,49 @@ class TokenStream(PackedSeqParams):
     max_context: int = 0
     """Decoding: the longest context in the stream, newest token included."""
 
+    @property
+    def num_sequences(self) -> int:
+        """Sequences of the whole stream, padding not counted."""
+        return len(self.seq_lengths) - (self.num_padding > 0)
+
     @cached_property
     def sequence_ids_T(self) -> Tensor:
-        """Which sequence each token belongs to; int64."""
+        """Which sequence each token belongs to, `num_sequences` for padding; int64."""
         lengths = torch.tensor(self.seq_lengths, device=self.positions_T.device)
-        return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+        ids = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+        return self.take(ids, fill=self.num_sequences)
 
     @cached_property
     def is_token_T(self) -> Tensor:
         """True for tokens, False for padding."""
-        num_tokens = self.positions_T.numel()
-        index_T = torch.arange(num_tokens, device=self.positions_T.device)
-        return index_T < num_tokens - self.num_padding
+        return self.sequence_ids_T < self.num_sequences
 
     @cached_property
     def length_classes(self) -> list[LengthClass]:
         """Sequences of like length side by side, for attention on padded rectangles."""
-        return group_by_length(self.seq_lengths, device=self.positions_T.device)
+        device = self.positions_T.device
+        groups = group_by_length(self.seq_lengths)
+        if self.context is None:
+            whole = [Rectangle.of(members, self.seq_lengths, device) for members in groups]
+            return [LengthClass(queries=each, keys=each, mask_SQL=None) for each in whole]
+        classes = []
+        for members in groups:
+            queries = Rectangle.of(members, self.context.lengths, device)
+            keys = Rectangle.of(members, self.seq_lengths, device)
+            columns_L = torch.arange(keys.index_SL.shape[1], device=device)
+            mask_SQL = columns_L <= self.positions_T[queries.index_SL][..., None]
+            classes.append(LengthClass(queries=queries, keys=keys, mask_SQL=mask_SQL))
+        return classes
+
+    def take(self, values: Tensor, *, fill: int) -> Tensor:
+        """values_T of the tokens that this rank holds, from those of the whole stream."""
+        return values if self.context is None else self.context.take(values, fill=fill)
+
+    def join(self, values_T: Tensor) -> Tensor:
+        """Values of the whole stream, for every context rank to make the same of."""
+        if self.context is None:
+            return values_T
+        return self.context.join(values_T, sum_gradients=False)
 
     @cached_property
     def context_mask_TC(self) -> Tensor:
@@ -71,46 +107,52 @@ class TokenStream(PackedSeqParams):
 
 
 @dataclass(frozen=True)
-class LengthClass:
-    """Some sequences of a stream as a rectangle S x L, padded on the right."""
+class Rectangle:
+    """Some sequences of a stream side by side, S x L, padded on the right."""
 
-    gather_SL: Tensor
-    """Stream index of each cell; padding cells repeat the sequence's last token."""
+    index_SL: Tensor
+    """Where each cell's token is; padding cells repeat the sequence's last token."""
     valid_SL: Tensor = field(repr=False)
     """bool; False on padding cells."""
 
+    @staticmethod
+    def of(members: Sequence[int], seq_lengths: Sequence[int], device: torch.device) -> Rectangle:
+        """These sequences out of all that lie end to end."""
+        starts = list(accumulate(seq_lengths, initial=0))
+        lengths_S1 = torch.tensor([seq_lengths[s] for s in members], device=device)[:, None]
+        starts_S1 = torch.tensor([starts[s] for s in members], device=device)[:, None]
+        columns_1L = torch.arange(int(lengths_S1.max()), device=device)[None, :]
+        return Rectangle(
+            index_SL=starts_S1 + torch.minimum(columns_1L, lengths_S1 - 1),
+            valid_SL=columns_1L < lengths_S1,
+        )
 
-def group_by_length(
-    seq_lengths: Sequence[int], *, device: torch.device, waste_frac: float = 0.25
-) -> list[LengthClass]:
+
+@dataclass(frozen=True)
+class LengthClass:
+    """Sequences of like length: the tokens of this rank, and all that they may look at."""
+
+    queries: Rectangle
+    keys: Rectangle
+    """In the whole stream."""
+    mask_SQL: Tensor | None
+    """Which keys a query sees; None: queries are the keys, and it is the causal mask."""
+
+
+def group_by_length(seq_lengths: Sequence[int], *, waste_frac: float = 0.25) -> list[list[int]]:
     """Put sequences into rectangles of which at most `waste_frac` is padding."""
-    starts = [0]
-    for length in seq_lengths:
-        starts.append(starts[-1] + length)
-    classes: list[list[int]] = []
+    groups: list[list[int]] = []
     filled = 0
     for seq in sorted(range(len(seq_lengths)), key=lambda s: (-seq_lengths[s], s)):
         length = seq_lengths[seq]
         if length == 0:
             continue
-        if classes:
-            area = seq_lengths[classes[-1][0]] * (len(classes[-1]) + 1)
+        if groups:
+            area = seq_lengths[groups[-1][0]] * (len(groups[-1]) + 1)
             if filled + length >= (1 - waste_frac) * area:
-                classes[-1].append(seq)
+                groups[-1].append(seq)
                 filled += length
                 continue
-        classes.append([seq])
+        groups.append([seq])
         filled = length
-    return [_rectangle(members, seq_lengths, starts, device) for members in classes]
-
-
-def _rectangle(
-    members: Sequence[int], seq_lengths: Sequence[int], starts: Sequence[int], device: torch.device
-) -> LengthClass:
-    lengths_S1 = torch.tensor([seq_lengths[s] for s in members], device=device)[:, None]
-    starts_S1 = torch.tensor([starts[s] for s in members], device=device)[:, None]
-    columns_1L = torch.arange(int(lengths_S1.max()), device=device)[None, :]
-    return LengthClass(
-        gather_SL=starts_S1 + torch.minimum(columns_1L, lengths_S1 - 1),
-        valid_SL=columns_1L < lengths_S1,
-    )
+    return groups

@@ -48,7 +48,7 @@ class WeightBank:
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters, and the buffers that change what the model computes (the expert bias)."""
-        yield from self._policy.model.named_parameters()
-        for key, tensor in self._policy.model.named_buffers():
+        yield from self._policy.named_parameters()
+        for key, tensor in self._policy.named_buffers():
             if key.endswith("expert_bias"):
                 yield key, tensor

@@ -35,11 +35,16 @@ class Layout:
     config: ParallelConfig
     tp: Axis
     pp: Axis
+    cp: Axis
+    """Ranks that share each sequence in training."""
     dp: Axis
-    """Replicas of the whole model."""
+    """Replicas of the whole model; each trains on rows of its own."""
+    dp_cp: Axis
+    """Ranks that hold the same weights. Each samples its own prompts: to decode, context ranks are
+    replicas like others. The context ranks of a replica follow one another."""
     ep: Axis
     replica: Axis
-    """The tensor and pipeline ranks of one model replica."""
+    """The tensor and pipeline ranks that sample together."""
 
     @property
     def world_size(self) -> int:
@@ -51,7 +56,7 @@ class Layout:
 
     @property
     def is_leader(self) -> bool:
-        """Owner of its replica's prompts: tensor and pipeline rank 0."""
+        """Owner of its share of the prompts: tensor and pipeline rank 0."""
         return self.tp.rank == 0 and self.pp.rank == 0
 
     @property
@@ -68,8 +73,8 @@ class Layout:
         return self.pp.rank == self.pp.size - 1
 
     def own_share(self, items: Sequence[T]) -> Sequence[T]:
-        """This replica's part of what the job works on, e.g. its prompts."""
-        return items[self.dp.rank :: self.dp.size]
+        """The part of the job's prompts that is sampled here."""
+        return items[self.dp_cp.rank :: self.dp_cp.size]
 
     @property
     def replicas_step_together(self) -> bool:
@@ -80,8 +85,10 @@ class Layout:
         """E.g. ``4 ranks: data 2, tensor 2 + sequence, expert 2``."""
         degrees = {
             "data": self.dp.size,
+            "context": self.cp.size,
             "tensor": self.tp.size,
             "pipeline": self.pp.size,
+            "virtual pipeline": self.config.virtual_pipeline,
             "expert": self.ep.size,
             "expert_tensor": self.config.expert_tensor,
         }
@@ -101,15 +108,23 @@ def enter_layout(config: ParallelConfig, *, seed: int) -> Layout:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tensor,
         pipeline_model_parallel_size=config.pipeline,
+        virtual_pipeline_model_parallel_size=(
+            config.virtual_pipeline if config.virtual_pipeline > 1 else None
+        ),
+        context_parallel_size=config.context,
         expert_model_parallel_size=config.expert,
         expert_tensor_parallel_size=config.expert_tensor,
+        # Megatron's second groups, on gloo, would wait for ranks that a fake world does not have.
+        create_gloo_process_groups=dist.get_backend() != "fake",
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     return Layout(
         config=config,
         tp=Axis.of(parallel_state.get_tensor_model_parallel_group()),
         pp=Axis.of(parallel_state.get_pipeline_model_parallel_group()),
+        cp=Axis.of(parallel_state.get_context_parallel_group()),
         dp=Axis.of(parallel_state.get_data_parallel_group()),
+        dp_cp=Axis.of(parallel_state.get_data_parallel_group(with_context_parallel=True)),
         ep=Axis.of(parallel_state.get_expert_model_parallel_group()),
         replica=Axis.of(parallel_state.get_model_parallel_group()),
     )

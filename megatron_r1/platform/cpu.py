@@ -216,6 +216,7 @@ _CUDA_LITERALS = (
     "megatron.core.optimizer.distrib_optimizer",
     "megatron.core.distributed.finalize_model_grads",
     "megatron.core.distributed.param_and_grad_buffer",
+    "megatron.core.models.common.embeddings.rope_utils",
     "megatron.core.transformer.moe.moe_utils",
     "megatron.core.transformer.moe.token_dispatcher",
     "megatron.core.utils",
@@ -224,7 +225,8 @@ _FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "rand", "ran
 
 
 def _mend_device_literals() -> None:
-    """``torch.zeros(..., device='cuda')`` in these modules makes its tensor on the CPU."""
+    """``torch.zeros(..., device='cuda')`` in these modules makes its tensor on the CPU; and none is
+    pinned, for which there is no allocator without a GPU."""
     on_cpu = _TorchOnCpu()
     for name in _CUDA_LITERALS:
         importlib.import_module(name).torch = on_cpu
@@ -248,6 +250,7 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
     def make(*args: Any, **kwargs: Any) -> torch.Tensor:
         if "device" in kwargs and str(kwargs["device"]).startswith("cuda"):
             kwargs["device"] = _CPU
+        kwargs.pop("pin_memory", None)
         return factory(*args, **kwargs)
 
     return make

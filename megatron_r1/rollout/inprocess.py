@@ -235,17 +235,21 @@ class _Decoder:
         )
 
     def _forward(self, tokens_T: Tensor, stream: TokenStream) -> Tensor | None:
-        """One pass through all pipeline stages: logits, [T, V], on the last; None before it."""
+        """One pass through all chunks of the pipeline: logits, [T, V], on the last stage; None
+        before it."""
         policy, pp = self._policy, self._policy.layout.pp
-        if not policy.layout.is_first_stage:
-            shape = (tokens_T.numel() // policy.stream_multiple, 1, policy.config.hidden_size)
-            hidden = torch.empty(shape, dtype=policy.dtype, device=policy.host.device)
-            dist.recv(hidden, src=dist.get_global_rank(pp.group, pp.rank - 1), group=pp.group)
-            policy.model.set_input_tensor(hidden)
-        output = policy.forward(tokens_T, stream, gather_vocab=True)
-        if policy.layout.is_last_stage:
-            return output[:, : policy.config.vocab_size]  # without padding columns
-        dist.send(output, dst=dist.get_global_rank(pp.group, pp.rank + 1), group=pp.group)
+        before = dist.get_global_rank(pp.group, (pp.rank - 1) % pp.size)
+        behind = dist.get_global_rank(pp.group, (pp.rank + 1) % pp.size)
+        for chunk in policy.chunks:
+            if not chunk.pre_process:
+                shape = (tokens_T.numel() // policy.stream_multiple, 1, policy.config.hidden_size)
+                hidden = torch.empty(shape, dtype=policy.dtype, device=policy.host.device)
+                dist.recv(hidden, src=before, group=pp.group)
+                chunk.set_input_tensor(hidden)
+            output = policy.forward(tokens_T, stream, chunk=chunk, gather_vocab=True)
+            if chunk.post_process:
+                return output[:, : policy.config.vocab_size]  # without padding columns
+            dist.send(output, dst=behind, group=pp.group)
         return None
 
 

@@ -31,7 +31,9 @@ def run_r1_zero(
             f"{prompts.num_dropped} prompts are longer than data.max_prompt_tokens = "
             f"{config.data.max_prompt_tokens} and were dropped"
         )
-    megatron_step = session.megatron_step(tokenizer, config.optimizer)
+    megatron_step = session.megatron_step(
+        tokenizer, config.optimizer, mtp_loss=config.algo.mtp_loss
+    )
     policy = megatron_step.policy
     bank = WeightBank(policy)
     store = CheckpointStore(

@@ -39,8 +39,10 @@ class Session:
         config = self.config
         return Policy(config.model, self.layout, config.precision, self.host, seed=config.run.seed)
 
-    def megatron_step(self, tokenizer: Tokenizer, optimizer: OptimizerConfig) -> MegatronStep:
-        return MegatronStep(self.policy(tokenizer), optimizer)
+    def megatron_step(
+        self, tokenizer: Tokenizer, optimizer: OptimizerConfig, *, mtp_loss: float
+    ) -> MegatronStep:
+        return MegatronStep(self.policy(tokenizer), optimizer, mtp_loss=mtp_loss)
 
     def engine(self, policy: Policy, tokenizer: Tokenizer) -> InProcessEngine:
         return InProcessEngine(

@@ -30,7 +30,9 @@ def run_tiny_base(session: Session, stage: TinyBaseConfig, run_dir: Path) -> Meg
     config = session.config
     documents = corpus(session, stage)
     tokenizer = tiny_tokenizer(documents, run_dir / "tokenizer", config.model.vocab_size)
-    megatron_step = session.megatron_step(tokenizer, stage.optimizer)
+    megatron_step = session.megatron_step(
+        tokenizer, stage.optimizer, mtp_loss=config.model.mtp_loss
+    )
     store = CheckpointStore(
         run_dir, keep=stage.keep_checkpoints, tokenizer_dir=Path(tokenizer.path)
     )

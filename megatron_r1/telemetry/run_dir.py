@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import json
 import os
@@ -148,7 +147,7 @@ def manifest(config: RunConfig) -> dict[str, Any]:
         "command": sys.argv,
         "seed": config.run.seed,
         "world_size": world_size_from_environment(),
-        "parallel": dataclasses.asdict(config.parallel),
+        "parallel": OmegaConf.to_container(OmegaConf.structured(config.parallel), enum_to_str=True),
         "python": platform.python_version(),
         "host": socket.gethostname(),
         "commit": _commit(),

@@ -25,7 +25,8 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from megatron_r1.algos.logprobs import logprobs_and_entropy, token_logprobs
+from megatron_r1.algos.logprobs import align_to_tokens, next_tokens, target_logprobs
+from megatron_r1.algos.mtp import mtp_loss
 from megatron_r1.algos.reduce import mean_parts
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.data.packing import build_micro_batch, pack_best_fit, pack_equal_counts
@@ -36,6 +37,9 @@ from megatron_r1.types import LossOutput, MicroBatch, StepResult, TrainBatch
 TokenLoss = Callable[[Tensor, MicroBatch], LossOutput]
 """(logprobs_T, micro-batch) -> this micro-batch's share of the step's loss."""
 
+Finish = Callable[[Tensor, MicroBatch, TokenStream], tuple[Tensor, dict[str, Any]]]
+"""(logits_tv of the tokens that this rank holds, micro-batch, its stream) -> loss and output."""
+
 OnMicroBatch = Callable[[int, int], None]
 """Called after each micro-batch of this rank with micro-batches done and to do."""
 
@@ -43,16 +47,22 @@ OnMicroBatch = Callable[[int, int], None]
 class MegatronStep:
     """A policy with gradients and an optimizer."""
 
-    def __init__(self, policy: Policy, optimizer: OptimizerConfig) -> None:
+    def __init__(
+        self, policy: Policy, optimizer: OptimizerConfig, *, mtp_loss: float = 0.0
+    ) -> None:
+        """`mtp_loss`: weight of the prediction layers' loss. At 0 they do not run, and stay as they
+        are; so does a policy without any, at any weight."""
         self.policy = policy
+        self._mtp_loss = mtp_loss if policy.config.num_mtp_layers else 0.0
+        for name, parameter in policy.named_parameters():
+            parameter.requires_grad_(self._mtp_loss > 0 or not name.startswith("mtp."))
         config = policy.megatron_config
-        self.model = DistributedDataParallel(
-            config,
-            DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True),
-            policy.model,
+        ddp = DistributedDataParallelConfig(
+            use_distributed_optimizer=True, grad_reduce_in_fp32=True
         )
+        self.chunks = [DistributedDataParallel(config, ddp, chunk) for chunk in policy.chunks]
         self.optimizer = get_megatron_optimizer(
-            _megatron_optimizer_config(optimizer, policy), [self.model]
+            _megatron_optimizer_config(optimizer, policy), self.chunks
         )
         self._clip_grad = optimizer.clip_grad
         config.finalize_model_grads_func = _sum_gradients
@@ -85,7 +95,7 @@ class MegatronStep:
         return StepResult(metrics=metrics, skipped=skipped)
 
     def _expert_biases(self) -> list[Tensor]:
-        buffers = self.policy.model.named_buffers()
+        buffers = self.policy.named_buffers()
         return [buffer for name, buffer in buffers if name.endswith("expert_bias")]
 
     def accumulate_gradients(
@@ -100,19 +110,21 @@ class MegatronStep:
 
         Returns: metrics of each micro-batch on the last stage, none before it.
         """
-        self.model.train()
-        self.model.zero_grad_buffer()
+        for chunk in self.chunks:
+            chunk.train()
+            chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
 
-        def finish(logits_Tv: Tensor, micro: MicroBatch) -> tuple[Tensor, dict[str, Any]]:
-            logprobs_T, entropy_T = logprobs_and_entropy(
-                logits_Tv,
-                micro.tokens_T,
-                micro.positions_T,
-                **self._vocabulary(logits_Tv, temperature),
-            )
+        def finish(
+            logits_Tv: Tensor, micro: MicroBatch, stream: TokenStream
+        ) -> tuple[Tensor, dict[str, Any]]:
+            logprobs_T, entropy_T = self._logprobs(logits_Tv, micro, stream, temperature)
             output = loss(logprobs_T, micro)
             metrics = dict(output.metrics)
+            if stream.logits_ahead:
+                ahead = self._mtp_output(micro, stream, temperature)
+                output = LossOutput(loss=output.loss + ahead.loss, metrics={})
+                metrics |= ahead.metrics
             metrics["algo/entropy"] = mean_parts(entropy_T[micro.loss_mask_T])
             # A denominator of 0 marks a sum.
             none = torch.zeros_like(output.loss)
@@ -123,7 +135,12 @@ class MegatronStep:
 
         bins = self._plan(batch)
         return self._run(
-            batch, bins, finish, num_sequences=num_sequences, on_micro_batch=on_micro_batch
+            batch,
+            bins,
+            finish,
+            num_sequences=num_sequences,
+            with_mtp=self._mtp_loss > 0,
+            on_micro_batch=on_micro_batch,
         )
 
     def logprobs(
@@ -139,13 +156,10 @@ class MegatronStep:
             nobody reads them.
         """
 
-        def finish(logits_Tv: Tensor, micro: MicroBatch) -> tuple[Tensor, dict[str, Any]]:
-            logprobs_T = token_logprobs(
-                logits_Tv,
-                micro.tokens_T,
-                micro.positions_T,
-                **self._vocabulary(logits_Tv, temperature),
-            )
+        def finish(
+            logits_Tv: Tensor, micro: MicroBatch, stream: TokenStream
+        ) -> tuple[Tensor, dict[str, Any]]:
+            logprobs_T, _ = self._logprobs(logits_Tv, micro, stream, temperature)
             return logprobs_T.sum(), {"logprobs": logprobs_T.split(micro.seq_lengths)}
 
         bins = self._plan(batch)
@@ -159,22 +173,47 @@ class MegatronStep:
                 by_row[row] = logprobs_L
         return by_row
 
-    def _vocabulary(self, logits_Tv: Tensor, temperature: float) -> dict[str, Any]:
+    def _mtp_output(self, micro: MicroBatch, stream: TokenStream, temperature: float) -> LossOutput:
+        logprobs_KT = [
+            self._logprobs(logits_tv, micro, stream, temperature, steps=depth + 1)[0]
+            for depth, logits_tv in enumerate(stream.logits_ahead, start=1)
+        ]
+        return mtp_loss(logprobs_KT, micro, weight=self._mtp_loss)
+
+    def _logprobs(
+        self,
+        logits_tv: Tensor,
+        micro: MicroBatch,
+        stream: TokenStream,
+        temperature: float,
+        *,
+        steps: int = 1,
+    ) -> tuple[Tensor, Tensor]:
+        """logprobs_T and entropy_T of all tokens of the micro-batch, on every context rank; from
+        the logits of the tokens that this one holds, each of which predicts `steps` ahead."""
         tp = self.policy.layout.tp
-        return dict(
+        logprobs_t, entropy_t = target_logprobs(
+            logits_tv,
+            stream.take(next_tokens(micro.tokens_T, steps=steps), fill=0),
             temperature=temperature,
-            vocab_start=tp.rank * logits_Tv.shape[-1],
+            vocab_start=tp.rank * logits_tv.shape[-1],
             vocab_size=self.policy.config.vocab_size,
             group=tp.group if tp.size > 1 else None,
         )
+        logprobs_T, entropy_T = (
+            align_to_tokens(stream.join(values_t), micro.positions_T, steps=steps)
+            for values_t in (logprobs_t, entropy_t)
+        )
+        return logprobs_T, entropy_T
 
     def _run(
         self,
         batch: TrainBatch,
         bins: list[list[int]],
-        finish: Callable[[Tensor, MicroBatch], tuple[Tensor, dict[str, Any]]],
+        finish: Finish,
         *,
         num_sequences: int = 1,
+        with_mtp: bool = False,
         forward_only: bool = False,
         on_micro_batch: OnMicroBatch | None = None,
     ) -> list[dict[str, Any]]:
@@ -183,21 +222,22 @@ class MegatronStep:
 
         Returns: the outputs, one for each micro-batch on the last stage, none before it.
         """
-        micros = (self._build(batch, rows) for rows in bins)
+        # Each chunk goes through the micro-batches at its own pace.
+        micros = [(self._build(batch, rows) for rows in bins) for _ in self.chunks]
         done = 0
 
-        def forward_step(micros: Iterator[MicroBatch], model: torch.nn.Module) -> Any:
+        def forward_step(micros: Iterator[MicroBatch], chunk: torch.nn.Module) -> Any:
             nonlocal done
             micro = next(micros)
-            output = self.policy.forward(
-                micro.tokens_T, training_stream(micro, num_sequences), model=model
-            )
-            done += 1
-            if on_micro_batch is not None:
-                on_micro_batch(done, len(bins))
+            stream = self.policy.training_stream(micro, num_sequences, with_mtp=with_mtp)
+            output = self.policy.forward(stream.take(micro.tokens_T, fill=0), stream, chunk=chunk)
+            if chunk is self.chunks[-1]:
+                done += 1
+                if on_micro_batch is not None:
+                    on_micro_batch(done, len(bins))
 
             def loss_func(logits_Tv: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
-                loss, result = finish(logits_Tv, micro)
+                loss, result = finish(logits_Tv, micro, stream)
                 return loss, torch.ones((), dtype=torch.int, device=loss.device), result
 
             return output, loss_func
@@ -205,7 +245,7 @@ class MegatronStep:
         return get_forward_backward_func()(
             forward_step_func=forward_step,
             data_iterator=micros,
-            model=[self.model],
+            model=self.chunks,
             num_microbatches=len(bins),
             seq_length=self.policy.layout.config.max_tokens_per_microbatch,
             micro_batch_size=1,
@@ -220,10 +260,14 @@ class MegatronStep:
         num_bins = max(1, len(pack_best_fit(lengths, capacity)))
         most = torch.tensor(num_bins, device=self.policy.host.device)
         dist.all_reduce(most, op=dist.ReduceOp.MAX, group=self.policy.layout.dp.group)
-        return pack_equal_counts(lengths, capacity, num_bins=int(most.item()))
+        num_bins = int(most.item())
+        if len(self.chunks) > 1:  # interleaved chunks take micro-batches in groups of the stages
+            num_bins += -num_bins % self.policy.layout.pp.size
+        return pack_equal_counts(lengths, capacity, num_bins=num_bins)
 
     def _build(self, batch: TrainBatch, rows: Sequence[int]) -> MicroBatch:
-        multiple = self.policy.stream_multiple
+        # Context ranks fill up what each of them holds.
+        multiple = 1 if self.policy.layout.cp.size > 1 else self.policy.stream_multiple
         micro = build_micro_batch(
             [batch.rows[r] for r in rows], pad_to_multiple=multiple, pad_token=0
         )
@@ -270,16 +314,6 @@ class MegatronStep:
             last = dist.get_global_rank(layout.pp.group, layout.pp.size - 1)
             dist.broadcast_object_list(metrics, src=last, group=layout.pp.group)
         return metrics[0]
-
-
-def training_stream(micro: MicroBatch, num_sequences: int) -> TokenStream:
-    """The stream of a micro-batch of a step of `num_sequences` rows."""
-    return TokenStream(
-        positions_T=micro.positions_T,
-        seq_lengths=micro.seq_lengths,
-        num_padding=micro.num_padding,
-        balance_scale=1.0 / num_sequences,
-    )
 
 
 def move_to_device(micro: MicroBatch, device: torch.device) -> MicroBatch:

@@ -65,28 +65,33 @@ def split_phase(
     seed: tuple[int, int],
     config: GrpoConfig,
     max_response_tokens: int,
-    dp: Axis,
+    samplers: Axis,
+    num_replicas: int,
     device: torch.device,
 ) -> list[Minibatch]:
-    """Deal a phase's rows, of which each replica brings its own, to minibatches and replicas.
+    """Deal a phase's rows, of which each sampler brings its own, to minibatches and replicas.
 
     Args:
         seed: the run's seed and the phase's first step; keys the random split.
+        samplers: the ranks that sampled; as many as there are context ranks follow one another in
+            each replica, and all of those get the replica's rows.
     """
-    sizes = all_gather_objects([(row.num_tokens, int(row.loss_mask_L.sum())) for row in rows], dp)
-    owners = [replica for replica, part in enumerate(sizes) for _ in part]
+    own = [(row.num_tokens, int(row.loss_mask_L.sum())) for row in rows]
+    sizes = all_gather_objects(own, samplers)
+    owners = [sampler for sampler, part in enumerate(sizes) for _ in part]
     lengths = [length for part in sizes for length, _ in part]
     num_trainable = [trainable for part in sizes for _, trainable in part]
-    first_own = sum(len(part) for part in sizes[: dp.rank])
+    first_own = sum(len(part) for part in sizes[: samplers.rank])
 
-    outgoing: list[list[tuple[int, int, TrainRow]]] = [[] for _ in range(dp.size)]
-    plan = plan_minibatches(lengths, num_minibatches, dp.size, seed)
+    num_context = samplers.size // num_replicas
+    outgoing: list[list[tuple[int, int, TrainRow]]] = [[] for _ in range(samplers.size)]
+    plan = plan_minibatches(lengths, num_minibatches, num_replicas, seed)
     for index, shares in enumerate(plan):
         members = [row for share in shares for row in share]
         total_tokens = sum(num_trainable[row] for row in members)
         for replica, share in enumerate(shares):
             for row in share:
-                if owners[row] != dp.rank:
+                if owners[row] != samplers.rank:
                     continue
                 weight = token_weight(
                     num_trainable[row],
@@ -96,9 +101,10 @@ def split_phase(
                     max_response_tokens=max_response_tokens,
                 )
                 weighted = dataclasses.replace(rows[row - first_own], weight=weight)
-                outgoing[replica].append((index, row, weighted))
+                for context in range(num_context):
+                    outgoing[replica * num_context + context].append((index, row, weighted))
     batches: list[list[tuple[int, TrainRow]]] = [[] for _ in plan]
-    for index, row, weighted in exchange(outgoing, dp, device):
+    for index, row, weighted in exchange(outgoing, samplers, device):
         batches[index].append((row, weighted))
     return [
         Minibatch(

@@ -70,7 +70,7 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
         prompts = parts.prompts.take(stage.prompts_per_step * stage.steps_per_phase)
         with recorder.timed("time/rollout_s"):
             scored = sample_and_score(parts, config, prompts, state)
-        recorder.phase(scored, sum_pairs(phase_metrics(parts, scored), policy.layout.dp))
+        recorder.phase(scored, sum_pairs(phase_metrics(parts, scored), policy.layout.dp_cp))
         minibatches = deal(parts, config, scored, phase_start)
         with recorder.timed("time/logprobs_s"):
             minibatches = [
@@ -160,7 +160,8 @@ def deal(
         seed=(config.seed, phase_start),
         config=config.algo,
         max_response_tokens=config.rollout.max_response_tokens,
-        dp=policy.layout.dp,
+        samplers=policy.layout.dp_cp,
+        num_replicas=policy.layout.dp.size,
         device=policy.host.device,
     )
 

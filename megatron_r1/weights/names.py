@@ -22,7 +22,7 @@ from megatron_r1.config.model import (
     MixtureConfig,
     ModelConfig,
 )
-from megatron_r1.errors import CheckpointError
+from megatron_r1.errors import CheckpointError, ConfigError
 
 Shape = tuple[int, ...]
 
@@ -66,10 +66,17 @@ def name_table(config: ModelConfig) -> list[NameMapping]:
     """Every parameter and expert bias of the model once, in the order of Hugging Face's files.
 
     With tied embeddings the head is the embedding and has no row.
+
+    Raises:
+        ConfigError: prediction layers in a family that has no names for them.
     """
     vocab_shape, width = (config.vocab_size, config.hidden_size), config.hidden_size
-    num_mtp_layers = config.num_mtp_layers if isinstance(config, DeepseekV3Config) else 0
-    mtp_layers = [f"model.layers.{config.num_layers + i}" for i in range(num_mtp_layers)]
+    if config.num_mtp_layers and not isinstance(config, DeepseekV3Config):
+        raise ConfigError(
+            f"model.num_mtp_layers = {config.num_mtp_layers}, and of the Hugging Face "
+            "architectures only DeepseekV3ForCausalLM has names for prediction layers. Set it to 0"
+        )
+    mtp_layers = [f"model.layers.{config.num_layers + i}" for i in range(config.num_mtp_layers)]
     table = [
         NameMapping(
             "embedding.word_embeddings.weight",

@@ -42,8 +42,8 @@ def update(step: MegatronStep) -> dict[str, float]:
 
 def weights(step: MegatronStep) -> dict[str, torch.Tensor]:
     tensors = {
-        **dict(step.policy.model.named_parameters()),
-        **dict(step.policy.model.named_buffers()),
+        **dict(step.policy.named_parameters()),
+        **dict(step.policy.named_buffers()),
     }
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 

@@ -95,7 +95,7 @@ def test_value_out_of_range_names_setting_and_value():
 
 def test_degrees_that_do_not_divide_the_world():
     text = message("parallel.tensor=2", "parallel.pipeline=2", world_size=6)
-    assert "2 * 2 = 4 does not divide the world size 6" in text
+    assert "2 * 2 * 1 = 4 does not divide the world size 6" in text
     assert "1, 2, 3, 6" in text
     text = message("parallel.expert=4", world_size=6)
     assert "expert * expert_tensor * pipeline" in text
@@ -105,7 +105,14 @@ def test_degrees_that_do_not_divide_the_world():
     ("overrides", "world_size", "words"),
     [
         (["parallel.tensor=3"], 3, ["model.num_attention_heads = 4", "parallel.tensor = 3"]),
-        (["parallel.pipeline=3"], 3, ["model.num_layers = 4", "1, 2, 4"]),
+        (["parallel.pipeline=5"], 5, ["5 * 1 = 5", "model.num_layers = 4"]),
+        (["parallel.context=2"], 3, ["1 * 1 * 2 = 2", "world size 3"]),
+        (["parallel.virtual_pipeline=2"], 1, ["virtual_pipeline = 2", "parallel.pipeline is 1"]),
+        (
+            ["parallel.pipeline=2", "parallel.pipeline_layers=[3,2]"],
+            2,
+            ["parallel.pipeline_layers = [3, 2]", "model.num_layers = 4"],
+        ),
         (["parallel.expert=3"], 3, ["model.num_experts = 8"]),
         (["model=tiny_dense", "parallel.expert=2"], 2, ["parallel.expert = 2", "tiny_dense"]),
         (["parallel.tensor=2", "parallel.sequence=false"], 2, ["parallel.sequence=false"]),

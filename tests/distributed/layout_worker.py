@@ -1,7 +1,9 @@
-"""One rank of the layout tests: goes through every layout of its world size in one process.
+"""One rank of the layout tests: goes through many layouts of its world size in one process.
 
-    python layout_worker.py reference DIR MODEL             1 rank: what the layouts are compared
-    with torchrun ... layout_worker.py compare DIR MODEL         W ranks: DIR/results_W.json
+    python layout_worker.py reference DIR MODEL               1 rank: what layouts are compared with
+    torchrun ... layout_worker.py compare DIR MODEL LAYOUTS   W ranks: DIR/results_W.json
+
+LAYOUTS is a JSON list of settings of `conf/parallel`, without their prefix.
 
 The reference saves a checkpoint of a model that has made two steps (so that the expert bias and
 Adam's moments are not zero), then, from there, one step's loss, every gradient and the updated
@@ -13,7 +15,6 @@ receives its slice of every reference gradient and compares it with its own.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -29,51 +30,16 @@ from tests.models.families import FAMILIES
 
 LR = 1e-3
 NUM_ROWS = 12
-OTHER_FAMILIES = {
-    # Norms on q and k, whose weights every tensor rank meets with its own heads.
-    "qwen3": ({"tensor": 2}, {"tensor": 2, "sequence": False}),
-    # Softmax router; experts whole on each tensor rank, and spread.
-    "qwen3_moe": ({"tensor": 2, "expert_tensor": 1}, {"expert": 2}),
-    # Queries without a latent.
-    "moonlight": ({"tensor": 2, "expert_tensor": 2},),
-}
-"""What sets them apart, in layouts of two ranks; the rest is as in tiny_v3 and tiny_dense."""
 
 
-def main(mode: str, directory: Path, model_name: str) -> None:
+def main(mode: str, directory: Path, model_name: str, layouts: str = "[]") -> None:
     host = prepare()
     start_process_group(host, timeout_minutes=5)
     if mode == "reference":
         make_reference(host, directory, model_name)
     else:
-        compare_layouts(host, directory, model_name)
+        compare_layouts(host, directory, model_name, json.loads(layouts))
     stop_process_group()
-
-
-def layouts(world_size: int, model_name: str) -> Iterator[dict[str, Any]]:
-    """Every combination of degrees that the world size and the tiny models allow, or the chosen
-    few of the other families."""
-    if model_name in OTHER_FAMILIES:
-        yield from OTHER_FAMILIES[model_name]
-        return
-    degrees = [d for d in (1, 2, 4) if d <= world_size]
-    for tensor, pipeline in itertools.product(degrees, degrees):
-        if world_size % (tensor * pipeline):
-            continue
-        if model_name == "tiny_dense":
-            if tensor <= 2:
-                yield {"tensor": tensor, "pipeline": pipeline}
-            if tensor == 2:
-                yield {"tensor": tensor, "pipeline": pipeline, "sequence": False}
-            continue
-        for expert, expert_tensor in itertools.product(degrees, degrees):
-            if world_size % (expert * expert_tensor * pipeline) == 0:
-                yield {
-                    "tensor": tensor,
-                    "pipeline": pipeline,
-                    "expert": expert,
-                    "expert_tensor": expert_tensor,
-                }
 
 
 def build(host: Host, model_name: str, parallel: dict[str, Any]) -> Any:
@@ -83,18 +49,20 @@ def build(host: Host, model_name: str, parallel: dict[str, Any]) -> Any:
     from megatron_r1.parallel.layout import enter_layout
     from megatron_r1.trainers.megatron_step import MegatronStep
 
-    # A vocabulary that 4 does not divide, and micro-batches of a few rows.
+    # A vocabulary that 4 does not divide, layers that no pipeline does, micro-batches of a few
+    # rows.
     overrides = list(FAMILIES.get(model_name, [f"model={model_name}"]))
-    overrides += ["model.vocab_size=509", "data.max_prompt_tokens=64"]
+    overrides += ["model.vocab_size=509", "model.num_layers=5", "data.max_prompt_tokens=64"]
     if model_name in ("tiny_v3", "qwen3_moe"):
         overrides.append("model.balance_loss=0.1")  # large enough for an error in it to be seen
+        overrides.append("model.num_mtp_layers=1")
     overrides += ["rollout.max_response_tokens=32", "parallel.max_tokens_per_microbatch=160"]
     overrides += [f"parallel.{name}={value}" for name, value in parallel.items()]
     config = load_config(overrides)
     config.validate(dist.get_world_size())
     layout = enter_layout(config.parallel, seed=1)
     policy = Policy(config.model, layout, config.precision, host, seed=7)
-    return MegatronStep(policy, OptimizerConfig(lr=LR, beta2=0.99))
+    return MegatronStep(policy, OptimizerConfig(lr=LR, beta2=0.99), mtp_loss=0.3)
 
 
 def rows(config_vocab: int) -> list[Any]:
@@ -149,19 +117,21 @@ def take_step(step: Any) -> dict[str, float]:
 def gradients_as_weights(step: Any) -> Iterator[None]:
     """Put each parameter's whole gradient where its weight is, for the checkpoint machinery."""
     gather_gradient_shards(step)
-    own = {name: p.data for name, p in step.policy.model.named_parameters()}
+    parameters = [parameter for _, parameter in step.policy.named_parameters()]
+    own = [parameter.data for parameter in parameters]
     try:
-        for _, parameter in step.policy.model.named_parameters():
+        for parameter in parameters:
             parameter.data = parameter.main_grad.clone()
         yield
     finally:
-        for name, parameter in step.policy.model.named_parameters():
-            parameter.data = own[name]
+        for parameter, data in zip(parameters, own, strict=True):
+            parameter.data = data
 
 
 def gather_gradient_shards(step: Any) -> None:
     """The distributed optimizer leaves each data-parallel rank its shard of the summed gradient."""
-    for buffer in step.model.buffers + step.model.expert_parallel_buffers:
+    buffers = [b for chunk in step.chunks for b in chunk.buffers + chunk.expert_parallel_buffers]
+    for buffer in buffers:
         group = buffer.data_parallel_group
         for bucket in buffer.buckets:
             shards = bucket.grad_data.chunk(group.size())
@@ -173,22 +143,22 @@ def save(step: Any, path: Path) -> None:
     from megatron.core import dist_checkpointing
 
     path.mkdir(parents=True)
-    dist_checkpointing.save({"model": step.policy.model.sharded_state_dict()}, str(path))
+    dist_checkpointing.save({"model": step.policy.sharded_state_dict()}, str(path))
 
 
 def load_into(step: Any, path: Path) -> None:
     from megatron.core import dist_checkpointing
 
-    loaded = dist_checkpointing.load({"model": step.policy.model.sharded_state_dict()}, str(path))
-    step.policy.model.load_state_dict(loaded["model"])
+    loaded = dist_checkpointing.load({"model": step.policy.sharded_state_dict()}, str(path))
+    step.policy.load_state_dict(loaded["model"])
 
 
 def parameters(step: Any) -> dict[str, torch.Tensor]:
-    return {n: p.data.clone() for n, p in step.policy.model.named_parameters()}
+    return {n: p.data.clone() for n, p in step.policy.named_parameters()}
 
 
 def expert_biases(step: Any) -> list[torch.Tensor]:
-    buffers = step.policy.model.named_buffers()
+    buffers = step.policy.named_buffers()
     return [b.clone() for name, b in buffers if name.endswith("expert_bias")]
 
 
@@ -211,10 +181,12 @@ def make_reference(host: Host, directory: Path, model_name: str) -> None:
     )
 
 
-def compare_layouts(host: Host, directory: Path, model_name: str) -> None:
+def compare_layouts(
+    host: Host, directory: Path, model_name: str, layouts: list[dict[str, Any]]
+) -> None:
     reference = json.loads((directory / "reference.json").read_text())
     results = []
-    for parallel in layouts(dist.get_world_size(), model_name):
+    for parallel in layouts:
         step = build(host, model_name, parallel)
         result = compare(step, directory, reference)
         results.append({"layout": parallel, **result})
@@ -282,6 +254,7 @@ def decode(step: Any) -> tuple[dict[str, list[int]], float]:
     Fewer rows than responses, so that some wait; prompts of different lengths; and fewer prompts
     than replicas in a world of 4, so that a replica may have nothing to do but keep step.
     """
+    from megatron_r1.parallel.exchange import all_gather_objects
     from megatron_r1.rollout.engine import SamplingParams
     from megatron_r1.rollout.inprocess import InProcessEngine
     from megatron_r1.types import Prompt, TrainBatch, TrainRow
@@ -300,7 +273,7 @@ def decode(step: Any) -> tuple[dict[str, list[int]], float]:
         )
         for i in range(3)
     ]
-    own = prompts[policy.layout.dp.rank :: policy.layout.dp.size]
+    own = policy.layout.own_share(prompts)
     engine = InProcessEngine(policy, ByteTokenizer(), max_batch=5, max_prefill_tokens=64)
     params = SamplingParams(
         num_samples=3, max_response_tokens=12, temperature=0.8, top_p=1.0, top_k=0, seed=11
@@ -318,6 +291,8 @@ def decode(step: Any) -> tuple[dict[str, list[int]], float]:
             batch.append(
                 TrainRow(tokens_L=tokens_L, loss_mask_L=mask_L, logprobs_rollout_L=logprobs_L)
             )
+    # Context ranks decode rows of their own, and compute the log-probabilities of all together.
+    batch = [row for part in all_gather_objects(batch, policy.layout.cp) for row in part]
     trained = step.logprobs(TrainBatch(rows=tuple(batch)), temperature=0.8)
     if not policy.layout.is_last_stage:
         return responses, 0.0
@@ -340,4 +315,4 @@ class ByteTokenizer:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
+    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from megatron_r1.models.attention import causal_attention
-from megatron_r1.models.stream import group_by_length
+from megatron_r1.models.stream import Rectangle, group_by_length
 from tests.models.builders import logits_of, random_tokens, stream_of
 from tests.models.families import FAMILIES, load_family
 
@@ -49,19 +49,23 @@ def test_equal_scores_average_what_a_token_may_see():
 
 def test_rectangles_by_hand():
     # 8, 7 and 4 fill 19 of 3 x 8 = 24 cells, 79 %; a fourth row of 2 would leave 21 of 32, 66 %.
-    first, second = group_by_length([4, 8, 2, 7], device=torch.device("cpu"), waste_frac=0.25)
+    lengths = [4, 8, 2, 7]
+    groups = group_by_length(lengths, waste_frac=0.25)
+    assert groups == [[1, 3, 0], [2]]
+    first, second = (Rectangle.of(group, lengths, torch.device("cpu")) for group in groups)
     assert first.valid_SL.sum(dim=1).tolist() == [8, 7, 4]
     # Sequences start at 0, 4, 12 and 14. Padding repeats the last token.
-    assert first.gather_SL[2].tolist() == [0, 1, 2, 3, 3, 3, 3, 3]
-    assert second.gather_SL.tolist() == [[12, 13]]
+    assert first.index_SL[2].tolist() == [0, 1, 2, 3, 3, 3, 3, 3]
+    assert second.index_SL.tolist() == [[12, 13]]
 
 
 @pytest.mark.parametrize("waste_frac", [0.0, 0.1, 0.25])
 def test_every_token_is_in_one_rectangle_and_padding_keeps_its_bound(waste_frac):
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(0, 60, (40,), generator=generator).tolist()
-    classes = group_by_length(lengths, device=torch.device("cpu"), waste_frac=waste_frac)
-    placed = torch.cat([c.gather_SL[c.valid_SL] for c in classes])
+    groups = group_by_length(lengths, waste_frac=waste_frac)
+    classes = [Rectangle.of(group, lengths, torch.device("cpu")) for group in groups]
+    placed = torch.cat([c.index_SL[c.valid_SL] for c in classes])
     assert sorted(placed.tolist()) == list(range(sum(lengths)))
     for c in classes:
         assert c.valid_SL.float().mean() >= 1 - waste_frac - 1e-6

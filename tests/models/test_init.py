@@ -16,7 +16,7 @@ pytestmark = pytest.mark.megatron
 
 def weights(one_rank, name: str, seed: int) -> dict[str, Tensor]:
     config = load_config([f"model={name}", "rollout.max_response_tokens=64"])
-    model = one_rank.policy(config, seed=seed).model
+    model = one_rank.policy(config, seed=seed)
     return {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
 
 
@@ -67,6 +67,6 @@ def test_norms_start_at_one_and_biases_at_zero(name, one_rank):
 
 def test_no_expert_is_favoured_at_the_start(one_rank):
     config = load_config(["model=tiny_v3", "rollout.max_response_tokens=64"])
-    buffers = dict(one_rank.policy(config).model.named_buffers())
+    buffers = dict(one_rank.policy(config).named_buffers())
     biases = [tensor for name, tensor in buffers.items() if name.endswith("expert_bias")]
     assert len(biases) == 3 and all((bias == 0).all() for bias in biases)

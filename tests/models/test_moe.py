@@ -35,7 +35,7 @@ def policy(one_rank):
 def router(policy) -> StreamRouter:
     # Megatron's schedule does this before each backward pass; here there is none.
     MoEAuxLossAutoScaler.set_loss_scale(torch.ones(1, device=policy.host.device))
-    return policy.model.decoder.layers[1].mlp.router.train()
+    return policy.chunks[0].decoder.layers[1].mlp.router.train()
 
 
 def random_hidden(num_tokens: int, router: StreamRouter) -> Tensor:
@@ -106,7 +106,7 @@ def test_balance_loss_of_a_softmax_router_is_hugging_faces(one_rank):
 
     policy = one_rank.policy(load_family("qwen3_moe", f"model.balance_loss={ALPHA}"))
     MoEAuxLossAutoScaler.set_loss_scale(torch.ones(1, device=policy.host.device))
-    router = policy.model.decoder.layers[1].mlp.router.train()
+    router = policy.chunks[0].decoder.layers[1].mlp.router.train()
     hidden_TD = random_hidden(30, router)
     gradient = balance_gradient(router, hidden_TD, (30,), scale=1.0)
     weight_ED = router.weight.detach().clone().requires_grad_()
@@ -147,7 +147,7 @@ def test_no_load_is_counted_without_gradients(router):
 
 
 def test_a_step_moves_the_bias_against_the_load_of_all_micro_batches(policy):
-    routers = [layer.mlp.router for layer in policy.model.decoder.layers[1:]]
+    routers = [layer.mlp.router for layer in policy.chunks[0].decoder.layers[1:]]
     loads = [torch.zeros(NUM_EXPERTS) for _ in routers]
     num_calls = [0]
 

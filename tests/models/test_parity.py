@@ -36,7 +36,7 @@ TOLERANCE = 1e-5
 def randomize_what_starts_trivial(policy: Policy) -> None:
     """Norms of 1 and biases of 0 would hide that they are left out or stand in the wrong place."""
     generator = torch.Generator().manual_seed(3)
-    for name, tensor in (*policy.model.named_parameters(), *policy.model.named_buffers()):
+    for name, tensor in (*policy.named_parameters(), *policy.named_buffers()):
         noise = torch.randn(tensor.shape, generator=generator)
         if "layernorm" in name:
             tensor.copy_(1 + 0.2 * noise)
@@ -46,8 +46,8 @@ def randomize_what_starts_trivial(policy: Policy) -> None:
 
 def weights_of(policy: Policy) -> dict[str, Tensor]:
     """What a table has to cover: parameters, and the buffers that change what a model computes."""
-    weights = {name: tensor.detach() for name, tensor in policy.model.named_parameters()}
-    for name, tensor in policy.model.named_buffers():
+    weights = {name: tensor.detach() for name, tensor in policy.named_parameters()}
+    for name, tensor in policy.named_buffers():
         if name.endswith("expert_bias"):
             weights[name] = tensor
     return {name: tensor.cpu() for name, tensor in weights.items()}
@@ -147,7 +147,7 @@ def test_logits_gradients_and_router_choices_are_transformers(pair):
     weights_TV = torch.randn(sum(LENGTHS), pair.policy.config.vocab_size, generator=generator)
 
     our_choices: list[Tensor] = []
-    our_routers = [m for n, m in pair.policy.model.named_modules() if n.endswith("mlp.router")]
+    our_routers = [m for n, m in pair.policy.chunks[0].named_modules() if n.endswith("mlp.router")]
     hooks = [
         router.register_forward_hook(lambda *call: our_choices.append(call[2][1].cpu()))
         for router in our_routers
@@ -195,7 +195,7 @@ def assert_same_choices(pair: Pair, ours: list[Tensor], theirs: list[Tensor]) ->
 @torch.no_grad()
 def assert_same_gradients(pair: Pair) -> None:
     """Their gradients are written as if they were weights, so that they carry the hub's names."""
-    ours = {n: p.grad.cpu() for n, p in pair.policy.model.named_parameters()}
+    ours = {n: p.grad.cpu() for n, p in pair.policy.named_parameters()}
     for parameter in pair.theirs.parameters():
         parameter.data, parameter.grad = parameter.grad, None
     theirs = pair.saved_by_transformers("gradients")

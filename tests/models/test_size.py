@@ -17,6 +17,15 @@ def test_deepseek_v3_has_671_billion_of_which_37_are_active():
     assert counted.active == 37_552_282_624
 
 
+def test_the_prediction_layer_of_deepseek_v3():
+    model = load_config(["model=deepseek_v3", "model.num_mtp_layers=1"]).model
+    # A sparse layer: attention and two norms, 257 experts, the router; and what is around it.
+    layer = 187_107_328 + 2 * 7168 + 257 * 3 * 7168 * 2048 + 7168 * 256
+    around = 2 * 7168 * 7168 + 3 * 7168
+    assert count_parameters(model).mtp == layer + around == 11_610_067_968
+    assert count_parameters(model).total == 671_026_404_352
+
+
 def test_multi_head_latent_attention_by_hand():
     config = load_config(["model=deepseek_v3"]).model
     # q: 7168 x 1536 + 1536 + 1536 x 128 x 192; kv: 7168 x 576 + 512 + 512 x 128 x 256;
@@ -27,9 +36,11 @@ def test_multi_head_latent_attention_by_hand():
 
 
 @pytest.mark.megatron
+@pytest.mark.parametrize("num_mtp_layers", [0, 2])
 @pytest.mark.parametrize("name", sorted(FAMILIES))
-def test_the_formula_counts_what_is_built(name, one_rank):
-    config = load_family(name)
+def test_the_formula_counts_what_is_built(name, num_mtp_layers, one_rank):
+    config = load_family(name, f"model.num_mtp_layers={num_mtp_layers}")
     policy = one_rank.policy(config)
-    built = sum(parameter.numel() for parameter in policy.model.parameters())
-    assert count_parameters(config.model).total == built
+    built = sum(parameter.numel() for _, parameter in policy.named_parameters())
+    counted = count_parameters(config.model)
+    assert counted.total + counted.mtp == built

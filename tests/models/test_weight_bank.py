@@ -27,9 +27,9 @@ def policy(one_rank) -> Policy:
 
 def tensors(policy: Policy) -> dict[str, Tensor]:
     """All that a set holds: parameters and expert biases."""
-    biases = {n: b for n, b in policy.model.named_buffers() if n.endswith("expert_bias")}
+    biases = {n: b for n, b in policy.named_buffers() if n.endswith("expert_bias")}
     assert len(biases) == 3
-    return dict(policy.model.named_parameters()) | biases
+    return dict(policy.named_parameters()) | biases
 
 
 @torch.no_grad()
@@ -102,7 +102,7 @@ def test_a_set_is_a_copy_until_it_is_stored_again(policy):
 
 def test_the_expert_bias_is_part_of_a_set(policy):
     # +10 on expert 0 sends every token to it; without it some go elsewhere.
-    router = policy.model.decoder.layers[1].mlp.router
+    router = policy.chunks[0].decoder.layers[1].mlp.router
     hidden = torch.randn(40, 1, 128, generator=torch.Generator().manual_seed(0))
     hidden = hidden.to(policy.host.device)
     bank = WeightBank(policy)

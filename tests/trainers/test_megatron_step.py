@@ -16,7 +16,7 @@ from megatron_r1.config.algo import GrpoConfig
 from megatron_r1.config.load import load_config
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.data.packing import build_micro_batch
-from megatron_r1.trainers.megatron_step import MegatronStep, move_to_device, training_stream
+from megatron_r1.trainers.megatron_step import MegatronStep, move_to_device
 from megatron_r1.types import TrainBatch, TrainRow
 from tests.models.builders import logits_of
 
@@ -49,12 +49,12 @@ def build(one_rank, name: str, *overrides: str) -> MegatronStep:
 
 
 def weights(step: MegatronStep) -> dict[str, Tensor]:
-    return {n: w.detach().clone() for n, w in step.policy.model.named_parameters()}
+    return {n: w.detach().clone() for n, w in step.policy.named_parameters()}
 
 
 def loss_and_gradients(step: MegatronStep, loss) -> tuple[float, dict[str, Tensor], int]:
     outputs = step.accumulate_gradients(BATCH, loss, num_sequences=len(LENGTHS))
-    gradients = {n: w.main_grad.clone() for n, w in step.policy.model.named_parameters()}
+    gradients = {n: w.main_grad.clone() for n, w in step.policy.named_parameters()}
     return sum(float(out["train/loss"][0]) for out in outputs), gradients, len(outputs)
 
 
@@ -86,6 +86,38 @@ def test_gradients_do_not_depend_on_a_step_before(one_rank):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize("name", ["tiny_v3", "tiny_dense"])
+def test_recomputing_activations_saves_memory_and_changes_no_gradient(name, one_rank):
+    saved_bytes, found = {}, {}
+    for recompute in ("none", "selective", "full"):
+        step = build(one_rank, name, f"parallel.recompute={recompute}")
+        found[recompute] = loss_and_gradients(step, sft_loss)
+        saved_bytes[recompute] = bytes_saved_by_a_forward_pass(step)
+    # Parameters are among what is saved: 1.1 M of them, and inputs of layers beside them.
+    assert saved_bytes["full"] < 0.7 * saved_bytes["selective"]
+    assert saved_bytes["selective"] < saved_bytes["none"]
+    for recompute in ("selective", "full"):
+        assert found[recompute][0] == found["none"][0]
+        for parameter, expected in found["none"][1].items():
+            assert torch.equal(found[recompute][1][parameter], expected), (recompute, parameter)
+
+
+def bytes_saved_by_a_forward_pass(step: MegatronStep) -> int:
+    policy, sizes = step.policy, {}
+    micro = build_micro_batch(BATCH.rows, pad_to_multiple=1, pad_token=0)
+    micro = move_to_device(micro, policy.host.device)
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        output = policy.forward(micro.tokens_T, policy.training_stream(micro, len(LENGTHS)))
+    assert output.requires_grad
+    return sum(sizes.values())
+
+
 def test_the_gradient_is_that_of_plain_autograd(one_rank):
     step = build(one_rank, "tiny_dense")
     _, gradients, _ = loss_and_gradients(step, sft_loss)
@@ -94,10 +126,10 @@ def test_the_gradient_is_that_of_plain_autograd(one_rank):
     for row in BATCH.rows:
         micro = build_micro_batch([row], pad_to_multiple=1, pad_token=0)
         micro = move_to_device(micro, policy.host.device)
-        logits_TV = policy.forward(micro.tokens_T, training_stream(micro, len(LENGTHS)))
+        logits_TV = policy.forward(micro.tokens_T, policy.training_stream(micro, len(LENGTHS)))
         nll = torch.nn.functional.cross_entropy(logits_TV[:-1], micro.tokens_T[1:], reduction="sum")
         total = total + nll / NUM_TRAINABLE
-    parameters = dict(policy.model.named_parameters())
+    parameters = dict(policy.named_parameters())
     plain = torch.autograd.grad(total, list(parameters.values()))
     for name, expected in zip(parameters, plain, strict=True):
         gap = (gradients[name] - expected).abs().max()
@@ -165,6 +197,6 @@ def test_a_skipped_step_leaves_the_expert_bias(one_rank):
     step = build(one_rank, "tiny_v3")
     rows = (dataclasses.replace(BATCH.rows[0], advantage=math.nan), *BATCH.rows[1:])
     assert step.train_step(TrainBatch(rows), LOSSES["grpo"], lr=1e-3, num_sequences=5).skipped
-    biases = [b for n, b in step.policy.model.named_buffers() if n.endswith("expert_bias")]
+    biases = [b for n, b in step.policy.named_buffers() if n.endswith("expert_bias")]
     assert biases
     assert all((bias == 0).all() for bias in biases)

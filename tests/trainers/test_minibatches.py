@@ -101,7 +101,7 @@ def test_seed_and_phase_decide_the_split():
 @pytest.mark.megatron
 @pytest.mark.parametrize("reduction", list(LossReduction))
 def test_weights_of_a_phase_are_shares_of_each_minibatch(reduction, one_rank):
-    dp = enter_layout(ParallelConfig(), seed=1).dp
+    samplers = enter_layout(ParallelConfig(), seed=1).dp_cp
     config = GrpoConfig(loss_reduction=reduction)
     rows = train_rows([scored_group([0, 1, 1, 0], draw=draw) for draw in range(4)], config)
     minibatches = split_phase(
@@ -110,7 +110,8 @@ def test_weights_of_a_phase_are_shares_of_each_minibatch(reduction, one_rank):
         seed=(1, 0),
         config=config,
         max_response_tokens=8,
-        dp=dp,
+        samplers=samplers,
+        num_replicas=1,
         device=one_rank.host.device,
     )
     assert [m.num_rollouts for m in minibatches] == [6, 5, 5]

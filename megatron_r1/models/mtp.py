@@ -1,0 +1,104 @@
+"""Multi-token prediction: layers behind the model that predict tokens further ahead.
+
+DeepSeek-V3 (arXiv:2412.19437) section 2.2. Prediction layer k makes of the state at token i, and of
+the embedding of token i + k, the logits of token i + k + 1. Layers and weights are Megatron-Core's;
+ours is what a packed stream asks for: tokens further ahead come with the stream, which knows where
+its sequences end and which of them this context rank holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear
+from megatron.core.transformer.multi_token_prediction import (
+    MultiTokenPredictionBlock,
+    MultiTokenPredictionBlockSubmodules,
+    MultiTokenPredictionLayer,
+    MultiTokenPredictionLayerSubmodules,
+)
+from megatron.core.transformer.spec_utils import ModuleSpec
+from torch import Tensor
+
+from megatron_r1.models.layers import RmsNorm
+from megatron_r1.models.stream import TokenStream
+
+
+def mtp_block_spec(transformer_layer: ModuleSpec, num_layers: int) -> ModuleSpec:
+    """`num_layers` prediction layers, each with a transformer layer of this kind."""
+    layer = ModuleSpec(
+        module=StreamMtpLayer,
+        submodules=MultiTokenPredictionLayerSubmodules(
+            enorm=RmsNorm,
+            hnorm=RmsNorm,
+            eh_proj=ColumnParallelLinear,
+            transformer_layer=transformer_layer,
+            layer_norm=RmsNorm,
+        ),
+    )
+    return ModuleSpec(
+        module=MultiTokenPredictionBlock,
+        submodules=MultiTokenPredictionBlockSubmodules(layer_specs=[layer] * num_layers),
+    )
+
+
+class StreamMtpLayer(MultiTokenPredictionLayer):
+    """A prediction layer that takes the tokens ahead from the stream."""
+
+    def _get_embeddings(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        embedding: Callable[..., Tensor],
+        hidden_states: Tensor,
+        packed_seq_params: TokenStream | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Megatron's own rolls the tokens of the stream, as if each rank held all of it."""
+        ahead_1T = packed_seq_params.tokens_ahead_KT[self.layer_number - 1][None]
+        decoder_input = embedding(input_ids=ahead_1T, position_ids=position_ids)
+        return input_ids, position_ids, decoder_input, hidden_states
+
+
+class StreamModel(GPTModel):
+    """A GPT model that runs its prediction layers for streams that bring tokens for them.
+
+    Megatron's own would compute their loss inside the model, normalised in its own way.
+    """
+
+    def _postprocess(
+        self,
+        hidden_states: Tensor,
+        *,
+        packed_seq_params: TokenStream,
+        runtime_gather_output: bool | None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Logits, [1, T, v], of the last chunk; the prediction layers' go into the stream."""
+        if not self.post_process:
+            return hidden_states
+        stream = packed_seq_params
+        weight = None
+        if self.share_embeddings_and_output_weights:
+            weight = self.shared_embedding_or_output_weight()
+
+        def logits(states: Tensor) -> Tensor:
+            logits_T1v, _ = self.output_layer(
+                states, weight=weight, runtime_gather_output=runtime_gather_output
+            )
+            return logits_T1v.transpose(0, 1).contiguous()
+
+        if stream.tokens_ahead_KT is not None:
+            states = self.mtp(
+                input_ids=kwargs["input_ids"],
+                position_ids=kwargs["position_ids"],
+                hidden_states=hidden_states,
+                attention_mask=None,
+                packed_seq_params=stream,
+                embedding=self.embedding,
+            )
+            hidden_states, *ahead = torch.chunk(states, 1 + len(stream.tokens_ahead_KT), dim=0)
+            stream.logits_ahead = [logits(each)[0] for each in ahead]
+        return logits(hidden_states)
