@@ -9,10 +9,12 @@ its sequences end and which of them this context rank holds.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import checkpoint
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.transformer.multi_token_prediction import (
     MultiTokenPredictionBlock,
@@ -60,6 +62,11 @@ class StreamMtpLayer(MultiTokenPredictionLayer):
         ahead_1T = packed_seq_params.tokens_ahead_KT[self.layer_number - 1][None]
         decoder_input = embedding(input_ids=ahead_1T, position_ids=position_ids)
         return input_ids, position_ids, decoder_input, hidden_states
+
+    def _checkpointed_forward(self, forward_func: Callable[..., Tensor], **kwargs: Any) -> Tensor:
+        """Megatron's own would save the stream for the backward pass as if it were a tensor."""
+        hidden_states, decoder_input = kwargs.pop("hidden_states"), kwargs.pop("decoder_input")
+        return checkpoint(partial(forward_func, **kwargs), False, hidden_states, decoder_input)
 
 
 class StreamModel(GPTModel):

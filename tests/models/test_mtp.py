@@ -115,14 +115,17 @@ def reference_loss(weights: dict[str, Tensor], config: ModelConfig) -> Tensor:
     return main + LAMBDA / config.num_mtp_layers * ahead
 
 
-@pytest.mark.parametrize("capacity", [4096, 32])
-@pytest.mark.parametrize("num_mtp_layers", [1, 2])
-def test_loss_and_gradients_are_those_of_plain_torch(num_mtp_layers, capacity, one_rank):
+@pytest.mark.parametrize(
+    ("num_mtp_layers", "capacity", "recompute"),
+    [(1, 4096, "none"), (2, 4096, "none"), (2, 32, "none"), (2, 32, "full"), (1, 32, "selective")],
+)
+def test_loss_and_gradients_are_those_of_plain_torch(num_mtp_layers, capacity, recompute, one_rank):
     step = build(
         one_rank,
         "model=tiny_dense",
         f"model.num_mtp_layers={num_mtp_layers}",
         f"parallel.max_tokens_per_microbatch={capacity}",
+        f"parallel.recompute={recompute}",
     )
     loss, gradients = loss_and_gradients(step)
     weights = {

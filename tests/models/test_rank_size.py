@@ -56,7 +56,6 @@ def test_shares_of_all_ranks_add_up_to_the_model(overrides):
     assert all(row["held"] >= row["share"] for row in ranks)
 
 
-@pytest.mark.slow
 def test_deepseek_v3_over_1024_ranks():
     # 16 stages of 64 ranks: rank 64 s is the first of stage s. The 14 stages in the middle have
     # four sparse layers each.
