@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_r1.checkpoint.store import load_weights, resolve_checkpoint
+from megatron_r1.checkpoint.record import TOKENIZER, resolve_checkpoint
+from megatron_r1.checkpoint.store import load_weights
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.config.run import RunConfig
@@ -87,7 +88,7 @@ class Session:
                 "no tokenizer: set data.tokenizer=DIR, or model.init_from=DIR to take the one of a "
                 "checkpoint"
             )
-        return load_tokenizer(resolve_checkpoint(init_from) / "tokenizer")
+        return load_tokenizer(resolve_checkpoint(init_from) / TOKENIZER)
 
     def start_from(self, megatron_step: MegatronStep, init_from: Path) -> None:
         """Put a checkpoint's weights into a fresh policy and its optimizer's master copy."""

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from megatron_r1.algos.grpo import grpo_loss
-from megatron_r1.checkpoint.store import REFERENCE, CheckpointStore, LoopState
+from megatron_r1.checkpoint.record import REFERENCE
+from megatron_r1.checkpoint.store import CheckpointStore, LoopState
 from megatron_r1.config.algo import GrpoConfig
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.rollout import RolloutConfig

@@ -8,13 +8,8 @@ import pytest
 import torch
 
 from megatron_r1.algos.sft import sft_loss
-from megatron_r1.checkpoint.store import (
-    REFERENCE,
-    CheckpointStore,
-    LoopState,
-    read_state,
-    resolve_checkpoint,
-)
+from megatron_r1.checkpoint.record import REFERENCE, read_state, resolve_checkpoint
+from megatron_r1.checkpoint.store import CheckpointStore, LoopState
 from megatron_r1.config.load import load_config
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.errors import CheckpointError
