@@ -5,17 +5,44 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Iterable
 
 import pytest
 import torch
 from torch import Tensor
 
-from megatron_r1.config.load import load_config
+from megatron_r1.config.load import CONF_DIR, load_config
 from megatron_r1.config.model import ModelConfig
 from megatron_r1.errors import CheckpointError
+from megatron_r1.models.size import count_parameters
 from megatron_r1.weights.names import Form, NameMapping, name_table, to_hf, to_megatron
 
 TINY = ["tiny_v3", "tiny_dense"]
+# The sums of the hub's safetensors files; of DeepSeek-V3 without multi-token prediction and scales.
+PUBLISHED = {
+    "deepseek_v3": 671_026_404_352,
+    "llama3.1_8b": 8_030_261_248,
+    "llama3.1_70b": 70_553_706_496,
+    "qwen2.5_0.5b": 494_032_768,
+    "qwen2.5_1.5b": 1_543_714_304,
+    "qwen2.5_3b": 3_085_938_688,
+    "qwen2.5_7b": 7_615_616_512,
+    "qwen2.5_14b": 14_770_033_664,
+    "qwen2.5_32b": 32_763_876_352,
+    "qwen2.5_72b": 72_706_203_648,
+    "qwen2.5_math_1.5b": 1_543_714_304,
+    "qwen2.5_math_7b": 7_615_616_512,
+    "qwen3_0.6b": 596_049_920,
+    "qwen3_1.7b": 1_720_574_976,
+    "qwen3_4b": 4_022_468_096,
+    "qwen3_8b": 8_190_735_360,
+    "qwen3_14b": 14_768_307_200,
+    "qwen3_32b": 32_762_123_264,
+    "qwen3_30b_a3b": 30_532_122_624,
+    "qwen3_235b_a22b": 235_093_634_560,
+    # Moonlight's paper (arXiv:2502.16982) has 15.29B and 2.24B without the two embeddings.
+    "moonlight_16b_a3b": 15_289_019_904 + 2 * 163_840 * 2048,
+}
 
 
 def model_of(name: str, **changes) -> ModelConfig:
@@ -40,6 +67,33 @@ def test_the_two_directions_are_exact_inverses(name):
         back = to_hf(mapping, ours, config)
         assert len(back) == len(theirs)
         assert all(torch.equal(a, b) for a, b in zip(back, theirs, strict=True)), mapping.megatron
+
+
+def num_weights(table: Iterable[NameMapping]) -> int:
+    """Expert biases, the only tensors of a fixed type, are buffers."""
+    return sum(math.prod(shape) for m in table if m.dtype is None for shape in m.shapes)
+
+
+def test_every_published_model_has_its_published_number_of_weights():
+    files = {file.stem for file in (CONF_DIR / "model").glob("*.yaml")}
+    assert files - {name for name in files if name.startswith("tiny_")} == set(PUBLISHED)
+    for name, published in PUBLISHED.items():
+        config = model_of(name)
+        assert num_weights(name_table(config)) == published, name
+        assert count_parameters(config).total == published, name
+
+
+@pytest.mark.parametrize(
+    ("name", "active"),
+    # Qwen3 report (arXiv:2505.09388): 22B and 3B; Moonlight: 2.24B and two embeddings.
+    [
+        ("qwen3_235b_a22b", 22.2e9),
+        ("qwen3_30b_a3b", 3.35e9),
+        ("moonlight_16b_a3b", 2.24e9 + 2 * 163_840 * 2048),
+    ],
+)
+def test_active_weights_of_the_mixtures(name, active):
+    assert count_parameters(model_of(name)).active == pytest.approx(active, rel=2e-3)
 
 
 def test_qkv_rows_by_hand():
