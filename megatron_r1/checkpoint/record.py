@@ -1,9 +1,12 @@
 """What a checkpoint's directory holds and says of itself; needs neither torch nor Megatron-Core.
 
-policy/      Megatron distributed checkpoint: weights and, from training, optimizer
-reference/   the reference policy's weights, where the run keeps one
-tokenizer/   so that a checkpoint can be used by itself
-state.json   the loop's counters, the model's shape, every file's size
+A checkpoint is a directory:
+
+    policy/                  Megatron distributed checkpoint: weights and, from training, optimizer
+    reference/               the reference policy's weights, where the run keeps one
+    tokenizer/               so that a checkpoint can be used by itself
+    fp8_scales.safetensors   scales of weights that were converted from FP8, for the way back
+    state.json               the loop's counters, the model's shape, every file's size
 """
 
 from __future__ import annotations
@@ -17,11 +20,19 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from megatron_r1.config.model import ModelConfig
+from megatron_r1.config.model import (
+    DeepseekV3Config,
+    GroupedQueryConfig,
+    ModelConfig,
+    Qwen3MoeConfig,
+    RopeConfig,
+    RopeScaling,
+)
 from megatron_r1.errors import CheckpointError
 
 FORMAT = "megatron_r1/1"
 POLICY, REFERENCE, TOKENIZER = "policy", "reference", "tokenizer"
+FP8_SCALES = "fp8_scales.safetensors"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -66,7 +77,8 @@ def resolve_checkpoint(path: Path) -> Path:
                 return found
     raise CheckpointError(
         f"{path} holds no checkpoint of this program: neither state.json nor latest is there. "
-        "Point model.init_from at a run directory or at one of its checkpoints/step_... directories"
+        "Name a run directory, one of its checkpoints/step_... directories, or for model.init_from "
+        "a Hugging Face model, with its config.json"
     )
 
 
@@ -125,6 +137,23 @@ def model_identity(config: ModelConfig) -> dict[str, Any]:
     for key in _NOT_IDENTITY:
         fields.pop(key, None)
     return fields
+
+
+def saved_config(path: Path, record: dict[str, Any]) -> ModelConfig:
+    """The configuration of a checkpoint's model, out of its state.json.
+
+    Raises:
+        CheckpointError: no family has just these settings, as in a checkpoint of another version.
+    """
+    saved = record["model"]
+    for schema in (DeepseekV3Config, Qwen3MoeConfig, GroupedQueryConfig):
+        if saved.keys() == {f.name for f in dataclasses.fields(schema)} - set(_NOT_IDENTITY):
+            rope = {**saved["rope"], "scaling": RopeScaling(saved["rope"]["scaling"])}
+            return schema(name=path.name, **{**saved, "rope": RopeConfig(**rope)})
+    raise CheckpointError(
+        f"{path / 'state.json'} describes a model that this version does not know: "
+        + ", ".join(sorted(saved))
+    )
 
 
 def write_record(

@@ -116,6 +116,11 @@ class ShardedReader:
             whole[place] = self._read(chunk).view(sizes)
         return whole
 
+    def file(self, key: str, index: Index = ()) -> Path:
+        """A file with some of a part, for messages."""
+        chunks = self._chunks_of(key, len(index)).get(index)
+        return self.path / chunks[0].file if chunks else self.path
+
     def _chunks_of(self, key: str, num_indices: int) -> dict[Index, list[Chunk]]:
         """Chunks by their first indices; each lies within one layer or expert."""
         by_index = self._parts.get((key, num_indices))
@@ -181,7 +186,7 @@ def chunk_file(path: Path) -> Iterator[ChunkFile]:
     """A data file that gets its name when it is whole and on the disk, its list of chunks first."""
     draft = path.with_name(f".{path.name}.partial")
     checksums = torch.serialization.get_crc32_options()
-    # Files have none of their own elsewhere, and computing them takes five times as long as writing.
+    # Computing checksums takes five times as long as writing, and torch.load does without.
     torch.serialization.set_crc32_options(False)
     try:
         with draft.open("wb") as handle:
@@ -198,7 +203,20 @@ def chunk_file(path: Path) -> Iterator[ChunkFile]:
 def finish_checkpoint(
     directory: Path, specs: Mapping[str, ShardedSpec], files: Sequence[str]
 ) -> None:
-    """Write the metadata of a directory whose data files are whole."""
+    """Write the metadata of a directory whose data files are whole; a second call does nothing."""
+    if not (directory / ".metadata").is_file():
+        torch.save({}, directory / "common.pt")
+        backends = {"sharded_backend": "torch_dist", "common_backend": "torch"}
+        versions = {f"{name}_version": 1 for name in backends}
+        (directory / "metadata.json").write_text(json.dumps(backends | versions))
+        _write_metadata(directory, specs, files)
+    for name in files:
+        _chunk_list(directory / name).unlink(missing_ok=True)
+
+
+def _write_metadata(
+    directory: Path, specs: Mapping[str, ShardedSpec], files: Sequence[str]
+) -> None:
     chunks: dict[str, list[Chunk]] = {key: [] for key in specs}
     for name in files:
         for values in json.loads(_chunk_list(directory / name).read_text()):
@@ -207,7 +225,6 @@ def finish_checkpoint(
     for key, spec in specs.items():
         written = sum(prod(chunk.sizes) for chunk in chunks[key])
         assert written == prod(spec.shape), f"{key}: {written} numbers written of {spec.shape}"
-    metadata = Metadata({key: _tensor_metadata(specs[key], chunks[key]) for key in specs})
     results = [
         WriteResult(
             index=MetadataIndex(chunk.key, chunk.offsets),
@@ -217,13 +234,8 @@ def finish_checkpoint(
         for of_key in chunks.values()
         for chunk in of_key
     ]
+    metadata = Metadata({key: _tensor_metadata(specs[key], chunks[key]) for key in specs})
     FileSystemWriter(directory).finish(metadata, [results])
-    torch.save({}, directory / "common.pt")
-    backends = {"sharded_backend": "torch_dist", "common_backend": "torch"}
-    versions = {f"{name}_version": 1 for name in backends}
-    (directory / "metadata.json").write_text(json.dumps(backends | versions))
-    for name in files:
-        _chunk_list(directory / name).unlink()
 
 
 def _chunk_list(path: Path) -> Path:

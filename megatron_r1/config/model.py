@@ -71,7 +71,10 @@ class ModelConfig:
     tie_embeddings: bool = False
     rope: RopeConfig = field(default_factory=RopeConfig)
     init_from: str | None = None
-    """Directory of a checkpoint to start from; None starts from random weights."""
+    """Directory to start from: a run, one of its checkpoints, or a Hugging Face model.
+
+    None starts from random weights.
+    """
 
     def __post_init__(self) -> None:
         may_be_zero = {
