@@ -28,7 +28,7 @@ from megatron_r1.models.stream import TokenStream
 
 
 class StreamSelfAttention(SelfAttention):
-    """Grouped-query attention (Qwen2.5)."""
+    """Grouped-query attention (Qwen2.5, Qwen3, Llama 3); Qwen3 has a norm on each query and key."""
 
     def forward(
         self,
@@ -83,9 +83,13 @@ class StreamLatentAttention(MLASelfAttention):
         # Megatron's constructor accepts its own linears only; see ReplicatedLinear for why not
         # those.
         config = self.config
-        self.linear_q_down_proj = ReplicatedLinear(
-            config.hidden_size, config.q_lora_rank, config=config, init_method=config.init_method
-        )
+        if config.q_lora_rank is not None:
+            self.linear_q_down_proj = ReplicatedLinear(
+                config.hidden_size,
+                config.q_lora_rank,
+                config=config,
+                init_method=config.init_method,
+            )
         self.linear_kv_down_proj = ReplicatedLinear(
             config.hidden_size,
             config.kv_lora_rank + config.qk_pos_emb_head_dim,
@@ -106,8 +110,7 @@ class StreamLatentAttention(MLASelfAttention):
         angles = (stream.rope_cos_TK, stream.rope_sin_TK)
         nope, rope = self.config.qk_head_dim, self.config.qk_pos_emb_head_dim
 
-        q_latent = self.q_layernorm(self.linear_q_down_proj(hidden_states)[0])
-        q_THK = self.linear_q_up_proj(q_latent)[0].squeeze(1).unflatten(-1, (-1, nope + rope))
+        q_THK = self._query(hidden_states).squeeze(1).unflatten(-1, (-1, nope + rope))
         q_nope_THK, q_rope_THR = q_THK.split((nope, rope), dim=-1)
         q_rope_THR = rotate(q_rope_THR, *angles, interleaved=True)
 
@@ -138,6 +141,12 @@ class StreamLatentAttention(MLASelfAttention):
                 scale=self.softmax_scale,
             )
         return self.linear_proj(out_THV.flatten(1).unsqueeze(1))
+
+    def _query(self, hidden_states: Tensor) -> Tensor:
+        if self.config.q_lora_rank is None:
+            return self.linear_q_proj(hidden_states)[0]
+        q_latent = self.q_layernorm(self.linear_q_down_proj(hidden_states)[0])
+        return self.linear_q_up_proj(q_latent)[0]
 
     def _decode(self, q_nope_THK: Tensor, q_rope_THR: Tensor, stream: TokenStream) -> Tensor:
         """Attention among latents: q W_uk against them, then W_uv on their weighted sum."""

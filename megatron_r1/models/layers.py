@@ -21,6 +21,19 @@ class RmsNorm(torch.nn.RMSNorm):
         self.weight.sequence_parallel = config.sequence_parallel
 
 
+class LatentNorm(RmsNorm):
+    """The norm of a query or key-value latent.
+
+    Its eps is 1e-6 whatever the model's: so it is in DeepSeek's and Hugging Face's code. They
+    differ in Moonlight, whose other norms have 1e-5.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused: Any
+    ) -> None:
+        super().__init__(config, hidden_size, eps=1e-6)
+
+
 class ReplicatedLinear(torch.nn.Module):
     """A linear without bias whose whole weight is on every tensor-parallel rank.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import YarnRotaryEmbedding
 from torch import Tensor
@@ -40,7 +42,20 @@ def _frequencies(config: RopeConfig, dim: int) -> tuple[Tensor, float]:
         )
         angles_at_01, magnitude = embedding.get_emb(2)
         return angles_at_01[1, 0, 0, : dim // 2], magnitude
-    return config.theta ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim), 1.0
+    frequencies = config.theta ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    if config.scaling is RopeScaling.llama3:
+        frequencies = _stretch_llama3(frequencies, config)
+    return frequencies, 1.0
+
+
+def _stretch_llama3(frequencies: Tensor, config: RopeConfig) -> Tensor:
+    """Llama 3.1's scaling: pairs that turn less than low_freq_factor times in the original context
+    are slowed by the factor, those of more than high_freq_factor turns keep their frequency, and
+    those in between are mixed of both, linearly in their turns."""
+    turns = config.original_max_positions * frequencies / (2 * math.pi)
+    low, high = config.low_freq_factor, config.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / config.factor)
 
 
 def rotate(x_THK: Tensor, cos_TK: Tensor, sin_TK: Tensor, *, interleaved: bool) -> Tensor:

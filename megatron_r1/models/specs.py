@@ -31,7 +31,7 @@ from megatron_r1.config.model import (
 )
 from megatron_r1.config.parallel import ParallelConfig
 from megatron_r1.models.attention import StreamLatentAttention, StreamSelfAttention
-from megatron_r1.models.layers import RmsNorm
+from megatron_r1.models.layers import LatentNorm, RmsNorm
 from megatron_r1.models.moe import StreamLayer, StreamRouter
 
 
@@ -188,8 +188,8 @@ def _latent_attention_spec() -> ModuleSpec:
             linear_kv_up_proj=ColumnParallelLinear,
             core_attention=_NoCoreAttention,
             linear_proj=RowParallelLinear,
-            q_layernorm=RmsNorm,
-            kv_layernorm=RmsNorm,
+            q_layernorm=LatentNorm,
+            kv_layernorm=LatentNorm,
         ),
     )
 

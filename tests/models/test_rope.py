@@ -14,6 +14,9 @@ from megatron_r1.platform.host import prepare
 
 TINY_V3 = dict(factor=4.0, original_max_positions=128)
 DEEPSEEK_V3 = dict(factor=40.0, original_max_positions=4096)
+LLAMA_3_1 = RopeConfig(
+    theta=500_000.0, scaling=RopeScaling.llama3, factor=8.0, original_max_positions=8192
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,7 +68,9 @@ def test_two_pairs_by_hand():
 
 
 @pytest.mark.parametrize("interleaved", [True, False])
-@pytest.mark.parametrize("config", [RopeConfig(), yarn(**TINY_V3)], ids=["plain", "yarn"])
+@pytest.mark.parametrize(
+    "config", [RopeConfig(), yarn(**TINY_V3), LLAMA_3_1], ids=["plain", "yarn", "llama3"]
+)
 def test_a_dot_product_depends_on_the_distance_alone(config, interleaved):
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 1, 1, 16, generator=generator)
@@ -101,6 +106,55 @@ def test_yarn_of_deepseek_v3_stretches_pairs_11_to_22_in_part():
     torch.testing.assert_close(stretch[:11], torch.ones(11))
     torch.testing.assert_close(stretch[23:], torch.full((9,), 40.0))
     assert all(1 < a < b < 40 for a, b in zip(stretch[11:22], stretch[12:23], strict=True))
+
+
+def test_llama_3_1_slows_the_pairs_of_long_waves():
+    # Pair i of heads of 128 turns 8192 / 2 pi x 500,000^(-i / 64) times in 8192 tokens: pair 28
+    # 4.19 times, above 4; pair 29 3.41 times, pair 34 1.22; pair 35 0.9969 times, below 1.
+    plain = frequencies_of(RopeConfig(theta=500_000.0), dim=128)
+    stretch = plain / frequencies_of(LLAMA_3_1, dim=128)
+    torch.testing.assert_close(stretch[:29], torch.ones(29))
+    torch.testing.assert_close(stretch[35:], torch.full((29,), 8.0))
+    # Pair 29 keeps (3.4109 - 1) / 3 = 0.80363: 1 / (0.80363 + 0.19637 / 8) = 1.2075
+    assert float(stretch[29]) == pytest.approx(1.2075, abs=1e-4)
+
+
+def test_llama_3_1_agrees_with_hugging_face():
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    config = LlamaConfig(
+        hidden_size=4096,
+        num_attention_heads=32,
+        max_position_embeddings=131072,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 500_000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    )
+    theirs = LlamaRotaryEmbedding(config)
+    frequencies = frequencies_of(LLAMA_3_1, dim=128)
+    torch.testing.assert_close(frequencies, theirs.inv_freq, rtol=1e-5, atol=1e-9)
+    assert theirs.attention_scaling == 1.0
+
+
+def test_the_papers_yarn_agrees_with_hugging_face():
+    # Qwen's: no mscale, so cos and sin are multiplied by 0.1 ln 4 + 1 = 1.13863.
+    from transformers import Qwen2Config
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+    config = Qwen2Config(hidden_size=128, num_attention_heads=4, rope_parameters=rope)
+    theirs = Qwen2RotaryEmbedding(config)
+    cos_1K, sin_1K = table_of(yarn(mscale_all_dim=0.0, **TINY_V3), dim=32).at(torch.tensor([1]))
+    torch.testing.assert_close(torch.atan2(sin_1K, cos_1K)[0], theirs.inv_freq, rtol=1e-5, atol=0)
+    magnitude = torch.hypot(cos_1K, sin_1K)
+    torch.testing.assert_close(magnitude, torch.full((1, 16), 1.13863), rtol=0, atol=1e-5)
+    assert theirs.attention_scaling == pytest.approx(1.13863, abs=1e-5)
 
 
 def test_magnitude_of_cos_and_sin():
