@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -37,15 +41,40 @@ ROOT = Path(__file__).parents[2]
 IMPORT, EXPORT = "convert_hf_to_megatron.py", "convert_megatron_to_hf.py"
 
 
-def tool(name: str, *arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / name), *map(str, arguments)],
-        cwd="/",  # needs no installed package
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def tool(name: str, *arguments: object) -> Done:
+    """A command of tools/, in this process: importing torch takes longer than what it does."""
+    out, err = io.StringIO(), io.StringIO()
+    own = sys.argv
+    sys.argv = [name, *map(str, arguments)]
+    try:
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "tools" / name), run_name="__main__")
+    finally:
+        sys.argv = own
+    return Done(ended.value.code, out.getvalue(), err.getvalue())
+
+
+@pytest.mark.parametrize("name", [IMPORT, EXPORT, "inspect_checkpoint.py"])
+def test_commands_explain_themselves_in_a_clone_that_is_not_installed(name):
+    done = subprocess.run(
+        [sys.executable, "-S", str(ROOT / "tools" / name), "--help"],  # -S: the interpreter alone
+        cwd="/",
         env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
         capture_output=True,
         text=True,
         timeout=240,
     )
+    assert done.returncode == 0, done.stderr
+    assert f"python tools/{name} " in done.stdout and "\n  -h, --help" in done.stdout
 
 
 @pytest.fixture(scope="module")
