@@ -77,6 +77,10 @@ class HfWeights:
         starts = [sum(shape[0] for shape in mapping.shapes[:i]) for i in range(len(tensors))]
         return list(zip(starts, tensors, strict=True))
 
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All of the model's tensors by their own names, FP8 ones as bfloat16."""
+        return ((name, self._tensor(name)) for mapping in self.table for name in mapping.hf)
+
     def _tensor(self, name: str) -> Tensor:
         entry, tensor = self.files.entries[name], self.files.tensor(name)
         if tensor.dtype is torch.float8_e4m3fn:

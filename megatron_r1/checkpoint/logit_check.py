@@ -10,6 +10,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from megatron_r1.checkpoint.hf_weights import HfWeights
 from megatron_r1.checkpoint.record import read_state, saved_config
 from megatron_r1.config.model import ModelConfig
 from megatron_r1.config.parallel import ParallelConfig
@@ -68,15 +69,20 @@ def compare_logits(hf_directory: Path, checkpoint: Path) -> LogitGap | None:
 
 @torch.no_grad()
 def _their_logits(hf_directory: Path, tokens_T: Tensor) -> Tensor:
-    from transformers import AutoConfig, AutoModelForCausalLM, FineGrainedFP8Config
+    import transformers
 
-    more: dict[str, Any] = {}
-    if getattr(AutoConfig.from_pretrained(hf_directory), "quantization_config", None):
-        more["quantization_config"] = FineGrainedFP8Config(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        hf_directory, dtype=torch.float32, attn_implementation="eager", **more
+    config = transformers.AutoConfig.from_pretrained(hf_directory)
+    source: dict[str, Any] = {"pretrained_model_name_or_path": hf_directory}
+    if getattr(config, "quantization_config", None):
+        # transformers reads FP8 with yet another package alone: give it numbers.
+        del config.quantization_config
+        tensors = dict(HfWeights(hf_directory).tensors())
+        source = {"pretrained_model_name_or_path": None, "state_dict": tensors}
+    architecture = getattr(transformers, config.architectures[0])
+    model = architecture.from_pretrained(
+        **source, config=config, dtype=torch.float32, attn_implementation="eager"
     )
-    return model.float().eval()(tokens_T[None]).logits[0]
+    return model.eval()(tokens_T[None]).logits[0]
 
 
 @torch.no_grad()

@@ -10,13 +10,17 @@ rename of its own. Killed at any moment, a run finds its last whole checkpoint.
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -51,13 +55,32 @@ class LoopState:
     prompts_drawn: int = 0
 
 
+@dataclass(frozen=True)
+class _Pending:
+    """A checkpoint that is being written."""
+
+    step: int
+    partial: Path
+    finish: Callable[[Path], None]
+
+
 class CheckpointStore:
     """The checkpoints of one run."""
 
-    def __init__(self, run_dir: Path, *, keep: int, tokenizer_dir: Path | None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        keep: int,
+        tokenizer_dir: Path | None,
+        in_background: bool = False,
+    ) -> None:
         self._dir = run_dir / "checkpoints"
         self._keep = keep
         self._tokenizer_dir = tokenizer_dir
+        self._in_background = in_background
+        self._writes = AsyncCallsQueue()
+        self._pending: _Pending | None = None
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint; None when there is none."""
@@ -72,20 +95,31 @@ class CheckpointStore:
     ) -> Path:
         """Write a checkpoint; every rank calls it. Earlier ones stay until it is whole.
 
+        In the background, weights and optimizer state are copied and a process of its own writes
+        them; `poll` makes them a checkpoint. The reference, which changes rarely, is written before
+        this returns.
+
+        Returns:
+            Where it is, or will be.
         Raises:
-            CheckpointError: the disk is full or failed; the previous checkpoints are untouched.
+            CheckpointError: the disk is full or failed, now or for the checkpoint before; the whole
+                ones are untouched.
         """
+        self.poll(wait=True)
         final = self._dir / f"step_{state.step:06d}"
-        partial = self._dir / f".partial_{final.name}"
         with_reference = bank is not None and REFERENCE in bank
 
-        def begin() -> None:
-            shutil.rmtree(partial, ignore_errors=True)
+        def begin() -> Path:
+            for left_over in self._dir.glob(".partial_*"):
+                shutil.rmtree(left_over, ignore_errors=True)
+            # A killed run's writer may still be at work: no two have a directory in common.
+            partial = self._dir / f".partial_{final.name}_{os.getpid()}"
             (partial / POLICY).mkdir(parents=True)
             if with_reference:
                 (partial / REFERENCE).mkdir()
+            return partial
 
-        def finish() -> None:
+        def finish(partial: Path) -> None:
             if self._tokenizer_dir is not None:
                 copy_tokenizer(self._tokenizer_dir, partial / TOKENIZER)
             write_record(
@@ -102,25 +136,58 @@ class CheckpointStore:
             flush(self._dir)
             self._prune(newest=final)
 
-        try:
-            on_main_rank(begin)
-            dist_checkpointing.save(_state_dict(policy, optimizer), str(partial / POLICY))
+        with self._failures_named(state.step):
+            partial = on_main_rank(begin)
             if with_reference:
                 with bank.use(REFERENCE):
                     weights = {"model": _weights(policy)}
                     dist_checkpointing.save(weights, str(partial / REFERENCE))
-            on_main_rank(finish)
+            write = dist_checkpointing.save(
+                _state_dict(policy, optimizer), str(partial / POLICY), async_sharded_save=True
+            )
+            if self._in_background:
+                self._writes.schedule_async_request(write)
+            else:
+                write.execute_sync()
+        self._pending = _Pending(state.step, partial, finish)
+        if not self._in_background:
+            self.poll(wait=True)
+        return final
+
+    def poll(self, *, wait: bool = False) -> None:
+        """Make what was written in the background a checkpoint, if it is there; every rank calls
+        this after each step, and with `wait` at the end.
+
+        Raises:
+            CheckpointError: writing it failed; the checkpoints before it are untouched.
+        """
+        if self._pending is None:
+            return
+        pending = self._pending
+        with self._failures_named(pending.step):
+            self._writes.maybe_finalize_async_calls(blocking=wait)
+            if self._writes.get_num_unfinalized_calls():
+                return
+            on_main_rank(lambda: pending.finish(pending.partial))
+        self._pending = None
+
+    @contextmanager
+    def _failures_named(self, step: int) -> Iterator[None]:
+        """A failed write as one message, without what it left behind."""
+        try:
+            yield
         except (OSError, RuntimeError, CheckpointException) as error:
             if not _is_failed_write(error):
                 raise
-            shutil.rmtree(partial, ignore_errors=True)
+            self._pending = None
+            for partial in self._dir.glob(".partial_*"):
+                shutil.rmtree(partial, ignore_errors=True)
             last = self.latest()
             kept = f"{last} is whole. " if last is not None else ""
             raise CheckpointError(
-                f"the checkpoint of step {state.step} could not be written to {self._dir}: "
+                f"the checkpoint of step {step} could not be written to {self._dir}: "
                 f"{_root_cause(error)}. {kept}Make room and start the run again"
             ) from error
-        return final
 
     def load(
         self,

@@ -82,12 +82,14 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
                 result = update(minibatch, parts, config, state)
             state = dataclasses.replace(state, step=state.step + 1)
             recorder.step(state.step, result)
+            parts.store.poll()
             if keep_reference and _is_due(state.step, stage.reference_refresh_steps):
                 parts.bank.store(REFERENCE)
         state = dataclasses.replace(state, prompts_drawn=parts.prompts.num_draws)
         if _checkpoint_due(phase_start, state.step, stage):
             with recorder.timed("time/checkpoint_s"):
                 parts.store.save(state, policy, parts.megatron_step.optimizer, parts.bank)
+    parts.store.poll(wait=True)
     return state
 
 
