@@ -1,4 +1,5 @@
-"""Megatron distributed checkpoints with the loop's own state, written so that a kill loses nothing.
+"""Checkpoints of a run, and the way from and to Hugging Face.
 
-Start at `store.py`.
+Start at `record.py`: what a checkpoint holds. `store.py` saves and loads in training, so that no
+kill loses anything; `hf_import.py` and `hf_export.py` convert, a tensor at a time.
 """

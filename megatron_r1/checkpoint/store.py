@@ -1,10 +1,7 @@
 """Save and load a run's state under `<run>/checkpoints/`.
 
-    checkpoints/step_000123/policy/      Megatron distributed checkpoint: weights and optimizer
-    checkpoints/step_000123/reference/   the reference policy's weights, where the run keeps one
-    checkpoints/step_000123/tokenizer/   so that a checkpoint can be used by itself
-    checkpoints/step_000123/state.json   the loop's counters, the model's shape, every file's size
-    checkpoints/latest                   name of the newest whole checkpoint
+    checkpoints/step_000123/   a checkpoint; `record.py` says what is in it
+    checkpoints/latest         name of the newest whole one
 
 A checkpoint is written under another name, flushed to the disk and renamed; `latest` follows by a
 rename of its own. Killed at any moment, a run finds its last whole checkpoint.
@@ -13,37 +10,38 @@ rename of its own. Killed at any moment, a run finds its last whole checkpoint.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_r1.config.model import ModelConfig
+from megatron_r1.checkpoint.record import (
+    POLICY,
+    REFERENCE,
+    TOKENIZER,
+    check_same_model,
+    copy_tokenizer,
+    flush,
+    latest_checkpoint,
+    publish,
+    read_state,
+    write_record,
+)
 from megatron_r1.errors import CheckpointError
 from megatron_r1.models.policy import Policy
 from megatron_r1.models.weight_bank import WeightBank
 from megatron_r1.parallel.exchange import on_main_rank
 from megatron_r1.telemetry.files import replace_file
 
-FORMAT = "megatron_r1/1"
-REFERENCE = "reference"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "config.json",
-)
 _OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
@@ -56,13 +54,32 @@ class LoopState:
     prompts_drawn: int = 0
 
 
+@dataclass(frozen=True)
+class _Pending:
+    """A checkpoint that is being written."""
+
+    step: int
+    partial: Path
+    finish: Callable[[Path], None]
+
+
 class CheckpointStore:
     """The checkpoints of one run."""
 
-    def __init__(self, run_dir: Path, *, keep: int, tokenizer_dir: Path | None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        keep: int,
+        tokenizer_dir: Path | None,
+        in_background: bool = False,
+    ) -> None:
         self._dir = run_dir / "checkpoints"
         self._keep = keep
         self._tokenizer_dir = tokenizer_dir
+        self._in_background = in_background
+        self._writes = AsyncCallsQueue()
+        self._pending: _Pending | None = None
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint; None when there is none."""
@@ -77,45 +94,99 @@ class CheckpointStore:
     ) -> Path:
         """Write a checkpoint; every rank calls it. Earlier ones stay until it is whole.
 
+        In the background, weights and optimizer state are copied and a process of its own writes
+        them; `poll` makes them a checkpoint. The reference, which changes rarely, is written before
+        this returns.
+
+        Returns:
+            Where it is, or will be.
         Raises:
-            CheckpointError: the disk is full or failed; the previous checkpoints are untouched.
+            CheckpointError: the disk is full or failed, now or for the checkpoint before; the whole
+                ones are untouched.
         """
+        self.poll(wait=True)
         final = self._dir / f"step_{state.step:06d}"
-        partial = self._dir / f".partial_{final.name}"
         with_reference = bank is not None and REFERENCE in bank
 
-        def begin() -> None:
-            shutil.rmtree(partial, ignore_errors=True)
-            (partial / "policy").mkdir(parents=True)
+        def begin() -> Path:
+            for left_over in self._dir.glob(".partial_*"):
+                shutil.rmtree(left_over, ignore_errors=True)
+            # A killed run's writer may still be at work: no two have a directory in common.
+            partial = self._dir / f".partial_{final.name}_{os.getpid()}"
+            (partial / POLICY).mkdir(parents=True)
             if with_reference:
                 (partial / REFERENCE).mkdir()
+            return partial
 
-        def finish() -> None:
+        def finish(partial: Path) -> None:
             if self._tokenizer_dir is not None:
-                _copy_tokenizer(self._tokenizer_dir, partial / "tokenizer")
-            _write_state(partial, state, policy)
-            _publish(partial, final)
+                copy_tokenizer(self._tokenizer_dir, partial / TOKENIZER)
+            write_record(
+                partial,
+                policy.config,
+                loop=dataclasses.asdict(state),
+                layout=policy.layout.describe(),
+                torch=torch.__version__,
+            )
+            publish(partial, final)
+            with replace_file(self._dir / "latest") as pointer:
+                pointer.write_text(final.name + "\n")
+                flush(pointer)
+            flush(self._dir)
             self._prune(newest=final)
 
-        try:
-            on_main_rank(begin)
-            dist_checkpointing.save(_state_dict(policy, optimizer), str(partial / "policy"))
+        with self._failures_named(state.step):
+            partial = on_main_rank(begin)
             if with_reference:
                 with bank.use(REFERENCE):
                     weights = {"model": policy.sharded_state_dict()}
                     dist_checkpointing.save(weights, str(partial / REFERENCE))
-            on_main_rank(finish)
+            write = dist_checkpointing.save(
+                _state_dict(policy, optimizer), str(partial / POLICY), async_sharded_save=True
+            )
+            if self._in_background:
+                self._writes.schedule_async_request(write)
+            else:
+                write.execute_sync()
+        self._pending = _Pending(state.step, partial, finish)
+        if not self._in_background:
+            self.poll(wait=True)
+        return final
+
+    def poll(self, *, wait: bool = False) -> None:
+        """Make what was written in the background a checkpoint, if it is there; every rank calls
+        this after each step, and with `wait` at the end.
+
+        Raises:
+            CheckpointError: writing it failed; the checkpoints before it are untouched.
+        """
+        if self._pending is None:
+            return
+        pending = self._pending
+        with self._failures_named(pending.step):
+            self._writes.maybe_finalize_async_calls(blocking=wait)
+            if self._writes.get_num_unfinalized_calls():
+                return
+            on_main_rank(lambda: pending.finish(pending.partial))
+        self._pending = None
+
+    @contextmanager
+    def _failures_named(self, step: int) -> Iterator[None]:
+        """A failed write as one message, without what it left behind."""
+        try:
+            yield
         except (OSError, RuntimeError, CheckpointException) as error:
             if not _is_failed_write(error):
                 raise
-            shutil.rmtree(partial, ignore_errors=True)
+            self._pending = None
+            for partial in self._dir.glob(".partial_*"):
+                shutil.rmtree(partial, ignore_errors=True)
             last = self.latest()
             kept = f"{last} is whole. " if last is not None else ""
             raise CheckpointError(
-                f"the checkpoint of step {state.step} could not be written to {self._dir}: "
+                f"the checkpoint of step {step} could not be written to {self._dir}: "
                 f"{_root_cause(error)}. {kept}Make room and start the run again"
             ) from error
-        return final
 
     def load(
         self,
@@ -134,7 +205,7 @@ class CheckpointStore:
             _load_weights(policy, path / REFERENCE)
             bank.store(REFERENCE)
         target = _state_dict(policy, optimizer, is_loading=True)
-        loaded = _read(target, path / "policy")
+        loaded = _read(target, path / POLICY)
         policy.load_state_dict(loaded["model"])
         optimizer.load_state_dict(loaded["optimizer"])
         _separate_step_counts(optimizer)
@@ -146,97 +217,10 @@ class CheckpointStore:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def latest_checkpoint(checkpoints: Path) -> Path | None:
-    """The checkpoint that `latest` names under this directory."""
-    pointer = checkpoints / "latest"
-    if not pointer.is_file():
-        return None
-    name = pointer.read_text().strip()
-    path = checkpoints / name
-    if not name or not path.is_dir():
-        raise CheckpointError(
-            f"{pointer} names {name!r}, which is not there. Write the name of a step_... "
-            f"directory that is into {pointer}, or delete it to start over"
-        )
-    return path
-
-
-def resolve_checkpoint(path: Path) -> Path:
-    """A checkpoint by its own directory, its checkpoints/, its run, or the quickstart it ended."""
-    for candidate in (path, path / "checkpoints", path / "r1_zero/checkpoints"):
-        if (candidate / "state.json").is_file():
-            return candidate
-        if (candidate / "latest").is_file():
-            found = latest_checkpoint(candidate)
-            if found is not None:
-                return found
-    raise CheckpointError(
-        f"{path} holds no checkpoint of this program: neither state.json nor latest is there. "
-        "Point model.init_from at a run directory or at one of its checkpoints/step_... directories"
-    )
-
-
 def load_weights(policy: Policy, path: Path) -> None:
     """Weights alone, e.g. for `model.init_from`."""
     check_same_model(path, read_state(path), policy.config)
-    _load_weights(policy, path / "policy")
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """state.json, after checking that every file it lists is there in full.
-
-    Raises:
-        CheckpointError: not ours, unreadable, or a file is missing or has another size.
-    """
-    state_file = path / "state.json"
-    try:
-        record = json.loads(state_file.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{state_file} cannot be read: {error}") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise CheckpointError(f"{state_file} was not written by this program (format {FORMAT})")
-    missing = {"files", "model", "loop"} - record.keys()
-    if missing:
-        raise CheckpointError(f"{state_file} is damaged: it lacks {', '.join(sorted(missing))}")
-    for name, size in record["files"].items():
-        file = path / name
-        if not file.is_file():
-            raise CheckpointError(f"checkpoint {path} is incomplete: {name} is missing")
-        if file.stat().st_size != size:
-            raise CheckpointError(
-                f"checkpoint {path} is damaged: {name} has {file.stat().st_size} bytes instead of "
-                f"{size}. Use another step_... directory beside it"
-            )
-    return record
-
-
-def check_same_model(path: Path, record: dict[str, Any], config: ModelConfig) -> None:
-    """Refuse a checkpoint of another model, naming what differs."""
-    saved, own = record["model"], model_identity(config)
-    differing = [
-        f"model.{key}: checkpoint {saved.get(key)!r}, configuration {own.get(key)!r}"
-        for key in sorted(saved.keys() | own.keys())
-        if saved.get(key) != own.get(key)
-    ]
-    if differing:
-        raise CheckpointError(
-            f"checkpoint {path} holds another model than the configuration describes: "
-            + "; ".join(differing)
-        )
-
-
-def model_identity(config: ModelConfig) -> dict[str, Any]:
-    """What makes two models the same, as JSON: not how they were drawn or how they are trained."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return value.value if isinstance(value, Enum) else value
-
-    fields = plain(dataclasses.asdict(config))
-    for key in ("name", "init_from", "init_std", "balance_loss", "bias_update_rate", "mtp_loss"):
-        fields.pop(key, None)
-    return fields
+    _load_weights(policy, path / POLICY)
 
 
 def _state_dict(
@@ -300,50 +284,6 @@ def _read(target: dict[str, Any], path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"checkpoint {path} is damaged: {_root_cause(error)}. Use another step_... directory"
         ) from error
-
-
-def _write_state(partial: Path, state: LoopState, policy: Policy) -> None:
-    record = {
-        "format": FORMAT,
-        "loop": dataclasses.asdict(state),
-        "layout": policy.layout.describe(),
-        "model": model_identity(policy.config),
-        "torch": torch.__version__,
-        "files": {str(f.relative_to(partial)): f.stat().st_size for f in _files(partial)},
-    }
-    (partial / "state.json").write_text(json.dumps(record, indent=1) + "\n")
-
-
-def _publish(partial: Path, final: Path) -> None:
-    """Flush, then rename: the name of a whole checkpoint never stands for less."""
-    for path in (partial, *partial.rglob("*")):
-        _flush(path)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    with replace_file(final.parent / "latest") as pointer:
-        pointer.write_text(final.name + "\n")
-        _flush(pointer)
-    _flush(final.parent)
-
-
-def _files(directory: Path) -> Iterator[Path]:
-    return (path for path in sorted(directory.rglob("*")) if path.is_file())
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _copy_tokenizer(source: Path, target: Path) -> None:
-    """The tokenizer's own files: its directory may hold a whole model beside them."""
-    target.mkdir()
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
 
 
 def _is_failed_write(error: BaseException) -> bool:

@@ -76,7 +76,10 @@ class ModelConfig:
     """Weight of their loss in supervised training: 0.3, then 0.1 for the last third, in the V3
     report's section 4.2. Reinforcement learning leaves them as they are: see algo.mtp_loss."""
     init_from: str | None = None
-    """Directory of a checkpoint to start from; None starts from random weights."""
+    """Directory to start from: a run, one of its checkpoints, or a Hugging Face model.
+
+    None starts from random weights.
+    """
 
     def __post_init__(self) -> None:
         may_be_zero = {

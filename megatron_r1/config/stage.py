@@ -43,6 +43,9 @@ class StageConfig:
     checkpoint_every_steps: int = 100
     """Saved after an update (RL: a phase) that reaches a multiple of this, and at the end."""
     keep_checkpoints: int = 2
+    background_checkpoints: bool = False
+    """Write weights and optimizer state while training goes on, from a copy in host memory. A
+    failure is reported at the next step."""
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every_steps", "keep_checkpoints"):

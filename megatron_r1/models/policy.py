@@ -39,6 +39,8 @@ from megatron_r1.types import MicroBatch
 
 _DTYPES = {DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}
 
+_EXTRA_STATE = "._extra_state"
+
 
 class Policy:
     """One rank's part of a language model in one layout."""
@@ -127,13 +129,26 @@ class Policy:
         return f"decoder.layers.{int(layer) + self._chunk_starts[self._place(number)]}.{rest}"
 
     def sharded_state_dict(self) -> dict[str, Any]:
-        """What Megatron's distributed checkpoints save and load, for each chunk of this rank."""
-        return {f"chunk{n}": chunk_state_dict(chunk) for n, chunk in enumerate(self.chunks)}
+        """What Megatron's distributed checkpoints save and load, for each chunk of this rank.
+
+        Megatron's linears and Transformer Engine's describe an extra state of their own each, empty
+        or a history of scales that block-wise FP8 has no use for: it would be a file of a thousand
+        bytes per expert, and is left out.
+        """
+        return {
+            f"chunk{number}": {
+                name: shard
+                for name, shard in chunk_state_dict(chunk).items()
+                if not name.endswith(_EXTRA_STATE)
+            }
+            for number, chunk in enumerate(self.chunks)
+        }
 
     def load_state_dict(self, loaded: dict[str, Any]) -> None:
         """Take what was loaded into a `sharded_state_dict`."""
         for number, chunk in enumerate(self.chunks):
-            chunk.load_state_dict(loaded[f"chunk{number}"])
+            extra = (name for name in chunk.state_dict() if name.endswith(_EXTRA_STATE))
+            chunk.load_state_dict({**loaded[f"chunk{number}"], **dict.fromkeys(extra)})
 
     @property
     def stream_multiple(self) -> int:

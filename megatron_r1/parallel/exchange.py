@@ -69,6 +69,26 @@ def sum_pairs(pairs: dict[str, tuple[float, float]], axis: Axis) -> dict[str, fl
     }
 
 
+def on_every_rank(action: Callable[[], T]) -> T:
+    """Run `action`, in which ranks do not talk to each other, on all of them.
+
+    What the user must mend on one of them is raised on all alike; a bug, on its own rank alone.
+    """
+    failure: UserError | None = None
+    try:
+        result = action()
+    except UserError as error:
+        failure = error
+    failures: list[UserError | None] = [failure]
+    if dist.get_world_size() > 1:
+        failures = [None] * dist.get_world_size()
+        dist.all_gather_object(failures, failure)
+    for error in failures:
+        if error is not None:
+            raise error
+    return result
+
+
 def on_main_rank(action: Callable[[], T]) -> T:
     """Run `action` on rank 0 of the job and give its result to all ranks.
 

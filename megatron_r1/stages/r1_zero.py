@@ -37,7 +37,10 @@ def run_r1_zero(
     policy = megatron_step.policy
     bank = WeightBank(policy)
     store = CheckpointStore(
-        run_dir, keep=stage.keep_checkpoints, tokenizer_dir=Path(tokenizer.path)
+        run_dir,
+        keep=stage.keep_checkpoints,
+        tokenizer_dir=Path(tokenizer.path),
+        in_background=stage.background_checkpoints,
     )
     latest = store.latest()
     if latest is not None:

@@ -7,14 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_r1.checkpoint.store import load_weights, resolve_checkpoint
+from megatron_r1.checkpoint.hf_coverage import is_hf_directory
+from megatron_r1.checkpoint.hf_load import load_hf_weights
+from megatron_r1.checkpoint.record import TOKENIZER, resolve_checkpoint
+from megatron_r1.checkpoint.store import load_weights
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.config.run import RunConfig
 from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_r1.errors import ConfigError
 from megatron_r1.models.policy import Policy
-from megatron_r1.parallel.exchange import on_main_rank
+from megatron_r1.parallel.exchange import on_every_rank, on_main_rank
 from megatron_r1.parallel.layout import Layout, enter_layout, leave_layout
 from megatron_r1.platform.host import Host, prepare, start_process_group, stop_process_group
 from megatron_r1.rewards.scorer import RewardScorer
@@ -89,11 +92,21 @@ class Session:
                 "no tokenizer: set data.tokenizer=DIR, or model.init_from=DIR to take the one of a "
                 "checkpoint"
             )
-        return load_tokenizer(resolve_checkpoint(init_from) / "tokenizer")
+        if is_hf_directory(init_from):
+            return load_tokenizer(init_from)
+        return load_tokenizer(resolve_checkpoint(init_from) / TOKENIZER)
 
     def start_from(self, megatron_step: MegatronStep, init_from: Path) -> None:
-        """Put a checkpoint's weights into a fresh policy and its optimizer's master copy."""
-        load_weights(megatron_step.policy, resolve_checkpoint(init_from))
+        """Put weights into a fresh policy and its optimizer's master copy.
+
+        Args:
+            init_from: a run, one of its checkpoints, or a Hugging Face model.
+        """
+        policy = megatron_step.policy
+        if is_hf_directory(init_from):
+            on_every_rank(lambda: load_hf_weights(policy, init_from))
+        else:
+            load_weights(policy, resolve_checkpoint(init_from))
         megatron_step.optimizer.reload_model_params()
 
     def say(self, message: str) -> None:

@@ -34,7 +34,10 @@ def run_tiny_base(session: Session, stage: TinyBaseConfig, run_dir: Path) -> Meg
         tokenizer, stage.optimizer, mtp_loss=config.model.mtp_loss
     )
     store = CheckpointStore(
-        run_dir, keep=stage.keep_checkpoints, tokenizer_dir=Path(tokenizer.path)
+        run_dir,
+        keep=stage.keep_checkpoints,
+        tokenizer_dir=Path(tokenizer.path),
+        in_background=stage.background_checkpoints,
     )
     latest = store.latest()
     state = LoopState()
@@ -57,9 +60,11 @@ def run_tiny_base(session: Session, stage: TinyBaseConfig, run_dir: Path) -> Meg
                     num_sequences=len(chosen),
                 )
             recorder.step(step + 1, result)
+            store.poll()
             if (step + 1) % stage.checkpoint_every_steps == 0 or step + 1 == stage.num_steps:
                 saved = LoopState(step=step + 1)
                 store.save(saved, megatron_step.policy, megatron_step.optimizer)
+        store.poll(wait=True)
     return megatron_step
 
 

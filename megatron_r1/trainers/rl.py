@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from megatron_r1.algos.grpo import grpo_loss
-from megatron_r1.checkpoint.store import REFERENCE, CheckpointStore, LoopState
+from megatron_r1.checkpoint.record import REFERENCE
+from megatron_r1.checkpoint.store import CheckpointStore, LoopState
 from megatron_r1.config.algo import GrpoConfig
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.rollout import RolloutConfig
@@ -81,12 +82,14 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
                 result = update(minibatch, parts, config, state)
             state = dataclasses.replace(state, step=state.step + 1)
             recorder.step(state.step, result)
+            parts.store.poll()
             if keep_reference and _is_due(state.step, stage.reference_refresh_steps):
                 parts.bank.store(REFERENCE)
         state = dataclasses.replace(state, prompts_drawn=parts.prompts.num_draws)
         if _checkpoint_due(phase_start, state.step, stage):
             with recorder.timed("time/checkpoint_s"):
                 parts.store.save(state, policy, parts.megatron_step.optimizer, parts.bank)
+    parts.store.poll(wait=True)
     return state
 
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 
 from megatron_r1.algos.sft import sft_loss
-from megatron_r1.checkpoint.store import (
-    REFERENCE,
-    CheckpointStore,
-    LoopState,
-    read_state,
-    resolve_checkpoint,
-)
+from megatron_r1.checkpoint.record import REFERENCE, read_state, resolve_checkpoint
+from megatron_r1.checkpoint.store import CheckpointStore, LoopState
 from megatron_r1.config.load import load_config
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.errors import CheckpointError
@@ -75,6 +71,43 @@ def test_training_goes_on_bit_for_bit_and_the_reference_comes_back(trained, one_
     resumed = update(fresh), weights(fresh)
     assert resumed[0] == went_on[0]
     assert all(torch.equal(resumed[1][name], went_on[1][name]) for name in went_on[1])
+
+
+def test_what_is_written_in_the_background_is_the_state_of_its_step(trained, one_rank, tmp_path):
+    """Training goes on while it is written; the checkpoint before stays the latest until then."""
+    store = CheckpointStore(tmp_path, keep=1, tokenizer_dir=None, in_background=True)
+    first = save(trained, store, 1)
+    store.poll(wait=True)
+    assert store.latest() == first
+    path = save(trained, store, 2)
+    at_save = weights(trained)
+    assert store.latest() == first and not path.exists()
+    went_on = update(trained)
+    store.poll(wait=True)
+    assert store.latest() == path and not first.exists()
+
+    fresh = MegatronStep(
+        one_rank.policy(load_config(["model=tiny_v3"]), seed=99), OptimizerConfig(lr=1e-3)
+    )
+    assert store.load(path, fresh.policy, fresh.optimizer).step == 2
+    assert all(torch.equal(at_save[n], w) for n, w in weights(fresh).items() if "local" not in n)
+    assert update(fresh) == went_on
+
+
+def test_a_failure_in_the_background_is_reported_at_the_next_step(trained, tmp_path):
+    store = CheckpointStore(tmp_path, keep=2, tokenizer_dir=None, in_background=True)
+    first = save(trained, store, 1)
+    store.poll(wait=True)
+    path = save(trained, store, 2)
+    (partial,) = (tmp_path / "checkpoints").glob(".partial_*")
+    shutil.rmtree(partial)  # whatever takes the files away
+    with pytest.raises(CheckpointError, match=f"step 2 could not be .* {first} is whole"):
+        store.poll(wait=True)
+    assert store.latest() == first and not path.exists()
+    store.poll()  # said once
+    save(trained, store, 3)
+    store.poll(wait=True)
+    assert store.latest().name == "step_000003"
 
 
 def test_the_last_ones_are_kept_and_the_newest_is_named(trained, tmp_path):

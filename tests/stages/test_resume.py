@@ -111,7 +111,7 @@ def kill(root: Path, rng: random.Random, *, during_checkpoint: bool) -> None:
 def weights(run: Path, stage: str) -> dict[str, torch.Tensor]:
     from megatron.core import dist_checkpointing
 
-    from megatron_r1.checkpoint.store import resolve_checkpoint
+    from megatron_r1.checkpoint.record import resolve_checkpoint
 
     path = resolve_checkpoint(run / stage) / "policy"
     return dict(flatten("", dist_checkpointing.load_plain_tensors(str(path))))

@@ -1,0 +1,129 @@
+"""From a Hugging Face directory to a checkpoint of this program, with little memory.
+
+The checkpoint loads in every layout: it names tensors of the whole model, not of a rank.
+"""
+
+from __future__ import annotations
+
+import time
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from megatron_r1.checkpoint.conversion import (
+    MEGABYTE,
+    ConversionReport,
+    WeightDtype,
+    group_by_bytes,
+    make_report,
+)
+from megatron_r1.checkpoint.draft import draft_directory, fingerprint
+from megatron_r1.checkpoint.hf_weights import HfWeights
+from megatron_r1.checkpoint.record import (
+    FP8_SCALES,
+    POLICY,
+    TOKENIZER,
+    copy_tokenizer,
+    write_record,
+)
+from megatron_r1.checkpoint.safetensors_dir import DTYPES
+from megatron_r1.checkpoint.safetensors_shards import TensorSpec, shard_file
+from megatron_r1.checkpoint.sharded_keys import place_of, sharded_specs
+from megatron_r1.checkpoint.sharded_tensors import (
+    ChunkFile,
+    ShardedSpec,
+    chunk_file,
+    finish_checkpoint,
+)
+from megatron_r1.errors import ConfigError
+from megatron_r1.telemetry.progress import Progress
+from megatron_r1.weights.names import NameMapping
+
+
+def import_hf(
+    source: Path,
+    destination: Path,
+    *,
+    dtype: WeightDtype = WeightDtype.keep,
+    file_bytes: int = 4 * 10**9,
+    show_progress: bool = True,
+) -> ConversionReport:
+    """Write `destination`, a checkpoint with the weights of `source` and no optimizer state.
+
+    Started again after an interruption, it goes on with the first file that is not whole.
+
+    Args:
+        file_bytes: how large a data file gets, and so what an interruption can cost.
+    Raises:
+        CheckpointError, ConfigError: the source is damaged or not supported, or the destination
+            exists; the destination is not there then.
+    """
+    if dtype is WeightDtype.fp8:
+        raise ConfigError("dtype fp8 is for Hugging Face directories; train from bfloat16")
+    started_s = time.monotonic()
+    weights = HfWeights(source)
+    config, table = weights.config, weights.table
+    specs = sharded_specs(config, table, lambda m: dtype.of(m, weights.dtype(m)))
+
+    def num_bytes(mapping: NameMapping) -> int:
+        item = specs[place_of(mapping.megatron, config).key].dtype.itemsize
+        return prod(mapping.megatron_shape) * item
+
+    groups = group_by_bytes(table, num_bytes, limit=file_bytes)
+    files = [f"__0_{number}.distcp" for number in range(len(groups))]
+    total = sum(map(num_bytes, table))
+    plan = {
+        "source": str(source.resolve()),
+        "files": fingerprint(source, "*.safetensors") | fingerprint(source, "*.json"),
+        "dtype": dtype.value,
+        "file_bytes": file_bytes,
+    }
+    with draft_directory(destination, plan) as draft:
+        policy = draft / POLICY
+        policy.mkdir(exist_ok=True)
+        work = zip(files, groups, strict=True)
+        left = [(file, group) for file, group in work if not (policy / file).exists()]
+        done = total - sum(num_bytes(mapping) for _, group in left for mapping in group)
+        with Progress(
+            total // MEGABYTE, "MB", "import", initial=done // MEGABYTE, enabled=show_progress
+        ) as progress:
+            for file, group in left:
+                with chunk_file(policy / file) as chunks:
+                    for mapping in group:
+                        _write(chunks, weights, mapping, specs)
+                        done += num_bytes(mapping)
+                        progress.update(done // MEGABYTE, mapping.megatron)
+        finish_checkpoint(policy, specs, files)
+        _keep_scales(weights, draft / FP8_SCALES)
+        copy_tokenizer(source, draft / TOKENIZER)
+        loop = {"step": 0, "prompts_drawn": 0}
+        write_record(draft, config, loop=loop, layout=f"converted from {source.name}")
+    return make_report(len(table), total, started_s)
+
+
+def _write(
+    chunks: ChunkFile, weights: HfWeights, mapping: NameMapping, specs: dict[str, ShardedSpec]
+) -> None:
+    place = place_of(mapping.megatron, weights.config)
+    dtype = specs[place.key].dtype
+    ones = (1,) * len(place.index)
+    for row, tensor in weights.pieces(mapping):
+        offsets = (*place.index, row, *(0,) * (tensor.ndim - 1))
+        chunks.write(place.key, offsets, (*ones, *tensor.shape), _converted(tensor, dtype))
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)
+
+
+def _keep_scales(weights: HfWeights, file: Path) -> None:
+    names = weights.scale_names
+    if not names:
+        return
+    entries = weights.files.entries
+    specs = [TensorSpec(name, DTYPES[entries[name].dtype], entries[name].shape) for name in names]
+    with shard_file(file, specs) as shard:
+        for name in names:
+            shard.write(name, weights.files.tensor(name))

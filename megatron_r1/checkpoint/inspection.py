@@ -1,0 +1,103 @@
+"""What a checkpoint or a Hugging Face model holds, in words; no weight is read."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from math import prod
+from pathlib import Path
+
+from megatron_r1.checkpoint.conversion import MEGABYTE
+from megatron_r1.checkpoint.hf_coverage import is_hf_directory, read_hf_config
+from megatron_r1.checkpoint.record import (
+    POLICY,
+    REFERENCE,
+    read_state,
+    resolve_checkpoint,
+    saved_config,
+)
+from megatron_r1.checkpoint.safetensors_dir import DTYPES, SafetensorsDir
+from megatron_r1.checkpoint.sharded_tensors import ShardedReader
+from megatron_r1.config.model import ModelConfig
+from megatron_r1.models.size import count_parameters
+from megatron_r1.telemetry.table import render_table
+
+Tensor = tuple[str, str, tuple[int, ...], int]
+"""Name, dtype, shape, bytes."""
+
+
+def describe(path: Path, pattern: str | None = None) -> str:
+    """Describe a run's latest checkpoint, a checkpoint, or a Hugging Face model.
+
+    Args:
+        pattern: regular expression; lists the tensors whose names have a match, one by one.
+    Raises:
+        CheckpointError: neither is there, or it is damaged.
+    """
+    if is_hf_directory(path):
+        return "\n".join(_describe_hf(path, pattern))
+    return "\n".join(_describe_checkpoint(resolve_checkpoint(path), pattern))
+
+
+def _describe_hf(path: Path, pattern: str | None) -> Iterable[str]:
+    files = SafetensorsDir(path)
+    yield f"{path}: Hugging Face model, {_model(read_hf_config(path))}"
+    tensors = [
+        (entry.name, str(DTYPES[entry.dtype]), entry.shape, entry.stop - entry.start)
+        for entry in files.entries.values()
+    ]
+    yield from _tables("weights", tensors, pattern)
+
+
+def _describe_checkpoint(path: Path, pattern: str | None) -> Iterable[str]:
+    record = read_state(path)
+    yield f"{path}: checkpoint, {_model(saved_config(path, record))}"
+    loop = ", ".join(f"{name} {value}" for name, value in record["loop"].items())
+    yield f"{loop}; saved by {record['layout']}"
+    for name in (POLICY, REFERENCE):
+        if (path / name).is_dir():
+            reader = ShardedReader(path / name)
+            tensors = [
+                (key, str(spec.dtype), spec.shape, prod(spec.shape) * spec.dtype.itemsize)
+                for key, spec in reader.specs.items()
+            ]
+            optimizer = [tensor for tensor in tensors if tensor[0].startswith("optimizer.")]
+            weights = [tensor for tensor in tensors if not tensor[0].startswith("optimizer.")]
+            yield from _tables(f"{name}: weights", weights, pattern)
+            if optimizer:
+                yield from _tables(f"{name}: optimizer state", optimizer, pattern)
+            elif name == POLICY:
+                yield "no optimizer state: a run can start from it, and none can resume"
+    for file, size in record["files"].items():
+        if not file.startswith((POLICY, REFERENCE)):
+            yield f"{file}: {size:,} bytes"
+
+
+def _model(config: ModelConfig) -> str:
+    count = count_parameters(config)
+    return (
+        f"{count.total:,} parameters, {config.num_layers} layers of {config.hidden_size}, "
+        f"vocabulary {config.vocab_size:,}"
+    )
+
+
+def _tables(title: str, tensors: list[Tensor], pattern: str | None) -> Iterable[str]:
+    total = sum(num_bytes for *_, num_bytes in tensors)
+    yield f"\n{title}: {len(tensors)} tensors, {total / MEGABYTE:,.1f} MB"
+    if pattern is not None:
+        rows = [
+            [name, dtype.removeprefix("torch."), str(list(shape))]
+            for name, dtype, shape, _ in tensors
+            if re.search(pattern, name)
+        ]
+        yield render_table(["name", "dtype", "shape"], rows)
+        return
+    kinds: dict[tuple[str, str, str], int] = defaultdict(int)
+    for name, dtype, shape, _ in tensors:
+        starred = re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+        kinds[starred, dtype.removeprefix("torch."), str(list(shape))] += 1
+    yield render_table(
+        ["tensors", "name", "dtype", "shape"],
+        [[str(count), *kind] for kind, count in kinds.items()],
+    )

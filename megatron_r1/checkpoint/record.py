@@ -1,0 +1,201 @@
+"""What a checkpoint's directory holds and says of itself; needs neither torch nor Megatron-Core.
+
+A checkpoint is a directory:
+
+    policy/                  Megatron distributed checkpoint: weights and, from training, optimizer
+    reference/               the reference policy's weights, where the run keeps one
+    tokenizer/               so that a checkpoint can be used by itself
+    fp8_scales.safetensors   scales of weights that were converted from FP8, for the way back
+    state.json               the loop's counters, the model's shape, every file's size
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from megatron_r1.config.model import (
+    DeepseekV3Config,
+    GroupedQueryConfig,
+    ModelConfig,
+    Qwen3MoeConfig,
+    RopeConfig,
+    RopeScaling,
+)
+from megatron_r1.errors import CheckpointError
+
+FORMAT = "megatron_r1/1"
+POLICY, REFERENCE, TOKENIZER = "policy", "reference", "tokenizer"
+FP8_SCALES = "fp8_scales.safetensors"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "config.json",
+)
+"""What lies beside the weights in a Hugging Face directory and goes with them."""
+
+_NOT_IDENTITY = ("name", "init_from", "init_std", "balance_loss", "bias_update_rate", "mtp_loss")
+
+
+def latest_checkpoint(checkpoints: Path) -> Path | None:
+    """The checkpoint that `latest` names under this directory."""
+    pointer = checkpoints / "latest"
+    if not pointer.is_file():
+        return None
+    name = pointer.read_text().strip()
+    path = checkpoints / name
+    if not name or not path.is_dir():
+        raise CheckpointError(
+            f"{pointer} names {name!r}, which is not there. Write the name of a step_... "
+            f"directory that is into {pointer}, or delete it to start over"
+        )
+    return path
+
+
+def resolve_checkpoint(path: Path) -> Path:
+    """A checkpoint by its own directory, its checkpoints/, its run, or the quickstart it ended."""
+    for candidate in (path, path / "checkpoints", path / "r1_zero/checkpoints"):
+        if (candidate / "state.json").is_file():
+            return candidate
+        if (candidate / "latest").is_file():
+            found = latest_checkpoint(candidate)
+            if found is not None:
+                return found
+    raise CheckpointError(
+        f"{path} holds no checkpoint of this program: neither state.json nor latest is there. "
+        "Name a run directory, one of its checkpoints/step_... directories, or for model.init_from "
+        "a Hugging Face model, with its config.json"
+    )
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """state.json, after checking that every file it lists is there in full.
+
+    Raises:
+        CheckpointError: not ours, unreadable, or a file is missing or has another size.
+    """
+    state_file = path / "state.json"
+    try:
+        record = json.loads(state_file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{state_file} cannot be read: {error}") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise CheckpointError(f"{state_file} was not written by this program (format {FORMAT})")
+    missing = {"files", "model", "loop"} - record.keys()
+    if missing:
+        raise CheckpointError(f"{state_file} is damaged: it lacks {', '.join(sorted(missing))}")
+    for name, size in record["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"checkpoint {path} is incomplete: {name} is missing")
+        if file.stat().st_size != size:
+            raise CheckpointError(
+                f"checkpoint {path} is damaged: {name} has {file.stat().st_size} bytes instead of "
+                f"{size}. Use another step_... directory beside it"
+            )
+    return record
+
+
+def check_same_model(path: Path, record: dict[str, Any], config: ModelConfig) -> None:
+    """Refuse a checkpoint of another model, naming what differs."""
+    saved, own = record["model"], model_identity(config)
+    differing = [
+        f"model.{key}: checkpoint {saved.get(key)!r}, configuration {own.get(key)!r}"
+        for key in sorted(saved.keys() | own.keys())
+        if saved.get(key) != own.get(key)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"checkpoint {path} holds another model than the configuration describes: "
+            + "; ".join(differing)
+        )
+
+
+def model_identity(config: ModelConfig) -> dict[str, Any]:
+    """What makes two models the same, as JSON: not how they were drawn or how they are trained."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return value.value if isinstance(value, Enum) else value
+
+    fields = plain(dataclasses.asdict(config))
+    for key in _NOT_IDENTITY:
+        fields.pop(key, None)
+    return fields
+
+
+def saved_config(path: Path, record: dict[str, Any]) -> ModelConfig:
+    """The configuration of a checkpoint's model, out of its state.json.
+
+    Raises:
+        CheckpointError: no family has just these settings, as in a checkpoint of another version.
+    """
+    saved = record["model"]
+    for schema in (DeepseekV3Config, Qwen3MoeConfig, GroupedQueryConfig):
+        if saved.keys() == {f.name for f in dataclasses.fields(schema)} - set(_NOT_IDENTITY):
+            rope = {**saved["rope"], "scaling": RopeScaling(saved["rope"]["scaling"])}
+            return schema(name=path.name, **{**saved, "rope": RopeConfig(**rope)})
+    raise CheckpointError(
+        f"{path / 'state.json'} describes a model that this version does not know: "
+        + ", ".join(sorted(saved))
+    )
+
+
+def write_record(
+    directory: Path, config: ModelConfig, *, loop: dict[str, int], layout: str, **more: Any
+) -> None:
+    """state.json, of a directory that holds all its other files."""
+    record = {
+        "format": FORMAT,
+        "loop": loop,
+        "layout": layout,
+        "model": model_identity(config),
+        **more,
+        "files": {str(f.relative_to(directory)): f.stat().st_size for f in files_of(directory)},
+    }
+    (directory / "state.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Flush, then rename: the name of a whole directory never stands for less."""
+    for path in (partial, *partial.rglob("*")):
+        flush(path)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    flush(final.parent)
+
+
+def files_of(directory: Path) -> Iterator[Path]:
+    return (path for path in sorted(directory.rglob("*")) if path.is_file())
+
+
+def flush(path: Path) -> None:
+    """To the disk, be it a file or a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """The tokenizer's own files: its directory may hold a whole model beside them."""
+    target.mkdir(exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)

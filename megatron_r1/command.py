@@ -1,0 +1,31 @@
+"""How the command lines of tools/ end: a user's mistake is one message and exit code 2."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+
+from megatron_r1.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
+
+
+def run_command(action: Callable[[], None]) -> int:
+    """Run `action`. Returns the exit code."""
+    try:
+        action()
+    except UserError as error:
+        return _fail(f"{type(error).__name__}: {error}", EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        return _fail("Stopped: start the same command again and it goes on", EXIT_INTERRUPTED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        message = f"DiskFull: {error.strerror}{where}. Make room, start the same command again"
+        return _fail(f"{message}, and it goes on", EXIT_USER_ERROR)
+    return EXIT_DONE
+
+
+def _fail(message: str, exit_code: int) -> int:
+    print(message, file=sys.stderr, flush=True)
+    return exit_code

@@ -1,0 +1,429 @@
+"""Hugging Face to Megatron and back: the same bytes, or one message and nothing left."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megatron_r1.checkpoint.conversion import WeightDtype
+from megatron_r1.checkpoint.hf_export import export_hf
+from megatron_r1.checkpoint.hf_import import import_hf
+from megatron_r1.checkpoint.record import read_state, saved_config
+from megatron_r1.checkpoint.safetensors_dir import SafetensorsDir
+from megatron_r1.config.load import load_config
+from megatron_r1.weights.hf_config import hf_config
+from megatron_r1.weights.names import name_table
+from tests.checkpoint.hub import (
+    FP8_CONFIG,
+    TEMPLATE,
+    differences,
+    write_like_deepseek,
+    write_with_transformers,
+)
+from tests.models.families import FAMILIES, load_family
+
+ROOT = Path(__file__).parents[2]
+IMPORT, EXPORT = "convert_hf_to_megatron.py", "convert_megatron_to_hf.py"
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def tool(name: str, *arguments: object) -> Done:
+    """A command of tools/, in this process: importing torch takes longer than what it does."""
+    out, err = io.StringIO(), io.StringIO()
+    own = sys.argv
+    sys.argv = [name, *map(str, arguments)]
+    try:
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "tools" / name), run_name="__main__")
+    finally:
+        sys.argv = own
+    return Done(ended.value.code, out.getvalue(), err.getvalue())
+
+
+@pytest.mark.parametrize("name", [IMPORT, EXPORT, "inspect_checkpoint.py"])
+def test_commands_explain_themselves_in_a_clone_that_is_not_installed(name):
+    done = subprocess.run(
+        [sys.executable, "-S", str(ROOT / "tools" / name), "--help"],  # -S: the interpreter alone
+        cwd="/",
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"python tools/{name} " in done.stdout and "\n  -h, --help" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory) -> Path:
+    """A tiny DeepSeek-V3 in bfloat16, in five files."""
+    config = load_family("deepseek_v3").model
+    directory = tmp_path_factory.mktemp("hub") / "model"
+    return write_with_transformers(directory, config, dtype=torch.bfloat16)
+
+
+@pytest.fixture
+def spoiled(hub, tmp_path) -> Path:
+    """A copy to spoil."""
+    return shutil.copytree(hub, tmp_path / "spoiled")
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_what_transformers_wrote_comes_back_byte_for_byte(family, dtype, tmp_path):
+    source = write_with_transformers(tmp_path / "hub", load_family(family).model, dtype=dtype)
+    import_hf(source, tmp_path / "megatron", file_bytes=300_000, show_progress=False)
+    assert len(list((tmp_path / "megatron/policy").glob("*.distcp"))) > 1
+    export_hf(tmp_path / "megatron", tmp_path / "back", shard_bytes=300_000, show_progress=False)
+    assert differences(source, tmp_path / "back") == []
+
+
+def test_everything_beside_the_weights_goes_along(hub, tmp_path):
+    import_hf(hub, tmp_path / "megatron", show_progress=False)
+    export_hf(tmp_path / "megatron", tmp_path / "back", show_progress=False)
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    back = tmp_path / "back"
+    assert (back / "model.safetensors").is_file()  # one file, as it fits, and so no index
+    assert not (back / "model.safetensors.index.json").exists()
+    assert AutoTokenizer.from_pretrained(back).chat_template == TEMPLATE
+    assert GenerationConfig.from_pretrained(back).temperature == 0.6
+    old, new = (json.loads((d / "config.json").read_text()) for d in (hub, back))
+    assert new.pop("torch_dtype") == old.pop("dtype") == "bfloat16"
+    old["num_nextn_predict_layers"] = 0  # transformers counts it and does not write it
+    assert new == old
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        first, second = (
+            AutoModelForCausalLM.from_pretrained(d)(tokens).logits for d in (hub, back)
+        )
+    assert torch.equal(first, second)
+
+
+def test_converted_dtypes(hub, tmp_path):
+    import_hf(hub, tmp_path / "megatron", dtype=WeightDtype.float32, show_progress=False)
+    export_hf(tmp_path / "megatron", tmp_path / "f32", show_progress=False)
+    half = WeightDtype.bfloat16
+    export_hf(tmp_path / "megatron", tmp_path / "half", dtype=half, show_progress=False)
+    assert {e.dtype for e in SafetensorsDir(tmp_path / "f32").entries.values()} == {"F32"}
+    assert differences(hub, tmp_path / "half") == []  # bias in float32, the rest in bfloat16
+
+
+def test_fp8_and_the_prediction_layer_come_back_byte_for_byte(tmp_path):
+    config = load_config(
+        ["model=tiny_v3", "model.num_mtp_layers=1", "model.hidden_size=192", "model.vocab_size=509"]
+    ).model
+    source = write_like_deepseek(tmp_path / "hub", config)
+    assert "model.layers.4.eh_proj.weight" in SafetensorsDir(source).entries
+    import_hf(source, tmp_path / "megatron", show_progress=False)
+    plain = export_hf(tmp_path / "megatron", tmp_path / "plain", show_progress=False)
+    fp8 = WeightDtype.fp8
+    export_hf(tmp_path / "megatron", tmp_path / "back", dtype=fp8, show_progress=False)
+    assert differences(source, tmp_path / "back") == []
+    entries = SafetensorsDir(tmp_path / "plain").entries
+    assert plain.num_tensors == len(entries)
+    assert {e.dtype for n, e in entries.items() if "e_score" not in n} == {"BF16"}
+    written = json.loads((tmp_path / "back/config.json").read_text())
+    assert written["quantization_config"] == FP8_CONFIG
+    assert "quantization_config" not in json.loads((tmp_path / "plain/config.json").read_text())
+
+
+def test_fp8_from_weights_that_never_were(hub, tmp_path):
+    """The error of each weight is at most half a step of its block's code, 2^-4 of it or less."""
+    import_hf(hub, tmp_path / "megatron", show_progress=False)
+    export_hf(tmp_path / "megatron", tmp_path / "fp8", dtype=WeightDtype.fp8, show_progress=False)
+    import_hf(tmp_path / "fp8", tmp_path / "again", show_progress=False)
+    export_hf(tmp_path / "again", tmp_path / "back", show_progress=False)
+    old, new = SafetensorsDir(hub), SafetensorsDir(tmp_path / "back")
+    fp8 = SafetensorsDir(tmp_path / "fp8")
+    name = "model.layers.1.mlp.experts.3.down_proj.weight"
+    assert fp8.entries[name].dtype == "F8_E4M3"
+    for kept in ("model.embed_tokens.weight", "model.layers.1.mlp.gate.weight"):
+        assert fp8.entries[kept].dtype == "BF16"
+    weight, again = old.tensor(name).float(), new.tensor(name).float()
+    smallest = fp8.tensor(name + "_scale_inv").max() * 2.0**-9
+    assert ((weight - again).abs() <= (weight.abs() * 2.0**-4 * 1.1).clamp(min=smallest)).all()
+
+
+@pytest.mark.megatron
+@pytest.mark.parametrize(
+    ("family", "num_mtp_layers"),
+    [*((family, 0) for family in sorted(FAMILIES)), ("deepseek_v3", 2), ("moonlight", 1)],
+)
+def test_keys_and_shapes_are_those_of_a_policy(family, num_mtp_layers, one_rank):
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+
+    from megatron_r1.checkpoint.sharded_keys import sharded_specs
+
+    policy = one_rank.policy(load_family(family, f"model.num_mtp_layers={num_mtp_layers}"))
+    sharded = policy.sharded_state_dict()
+    apply_factories(sharded)
+    theirs = {
+        tensor.key: tensor.global_shape
+        for tensor in nested_values(sharded)
+        if isinstance(tensor, ShardedTensor)
+    }
+    ours = sharded_specs(policy.config, name_table(policy.config), lambda _: torch.float32)
+    assert {key: spec.shape for key, spec in ours.items()} == theirs
+
+
+@pytest.mark.megatron
+@pytest.mark.parametrize("family", ["deepseek_v3", "qwen2.5"])
+def test_check_compares_with_transformers(family, tmp_path):
+    config = load_family(family).model
+    source = write_with_transformers(tmp_path / "hub", config, dtype=torch.bfloat16)
+    done = tool(IMPORT, source, tmp_path / "megatron", "--check")
+    assert done.returncode == 0, done.stderr
+    assert "logits of 32 tokens differ by" in done.stdout and "100% of them" in done.stdout
+    assert "peak memory" in done.stdout
+    done = tool(EXPORT, tmp_path / "megatron", tmp_path / "fp8", "--dtype", "fp8", "--check")
+    # FP8 moves weights by up to 1 / 16, and the check sees it.
+    assert done.returncode == 2 and "differ" in done.stderr, done.stderr
+
+
+DOWN_PROJ = "model.layers.1.mlp.experts.3.down_proj.weight"
+
+
+def rewrite(directory: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> str:
+    """Change the tensors of the file that holds DOWN_PROJ; the file's name."""
+    file = directory / json.loads(index_of(directory).read_text())["weight_map"][DOWN_PROJ]
+    tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+    return file.name
+
+
+def index_of(directory: Path) -> Path:
+    return directory / "model.safetensors.index.json"
+
+
+def refused(source: Path, tmp_path: Path, name: str = IMPORT) -> str:
+    """The one message of a conversion that must end with exit code 2 and leave nothing."""
+    before = set(tmp_path.iterdir())
+    done = tool(name, source, tmp_path / "out")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    messages = [line for line in done.stderr.splitlines() if "Error: " in line]
+    assert len(messages) == 1, done.stderr
+    assert set(tmp_path.iterdir()) == before
+    return messages[0]
+
+
+def test_missing_tensor(spoiled, tmp_path):
+    name = "model.layers.1.mlp.experts.3.up_proj.weight"
+    index = json.loads(index_of(spoiled).read_text())
+    file = spoiled / index["weight_map"].pop(name)
+    tensors = load_file(file)
+    del tensors[name]
+    save_file(tensors, file)
+    index_of(spoiled).write_text(json.dumps(index))
+    message = refused(spoiled, tmp_path)
+    assert f"1 missing: {name}" in message and str(spoiled) in message
+
+
+def test_tensor_that_only_the_index_has(spoiled, tmp_path):
+    names = []
+    file = rewrite(spoiled, lambda tensors: names.append(tensors.popitem()[0]))
+    message = refused(spoiled, tmp_path)
+    assert f"{file} does not hold {names[0]}" in message
+
+
+def test_extra_tensor(spoiled, tmp_path):
+    name = "model.layers.1.mlp.experts.99.up_proj.weight"
+    file = rewrite(spoiled, lambda tensors: tensors.update({name: torch.zeros(2, 2)}))
+    index = json.loads(index_of(spoiled).read_text())
+    index["weight_map"][name] = file
+    index_of(spoiled).write_text(json.dumps(index))
+    assert f"1 unexpected: {name} in {file}" in refused(spoiled, tmp_path)
+
+
+def test_misshapen_tensor(spoiled, tmp_path):
+    def transpose(tensors):
+        tensors[DOWN_PROJ] = tensors[DOWN_PROJ].T.contiguous()
+
+    file = rewrite(spoiled, transpose)
+    message = refused(spoiled, tmp_path)
+    assert f"1 misshapen: {DOWN_PROJ} in {file}: [64, 128] instead of [128, 64]" in message
+
+
+def test_nan(spoiled, tmp_path):
+    def spoil(tensors):
+        tensors[DOWN_PROJ][5, 7] = float("nan")
+        tensors[DOWN_PROJ][9, 9] = float("-inf")
+
+    file = rewrite(spoiled, spoil)
+    message = refused(spoiled, tmp_path)
+    assert f"{file}: 2 of 8192 numbers of {DOWN_PROJ} are NaN or infinite" in message
+
+
+def test_truncated_file(spoiled, tmp_path):
+    file = sorted(spoiled.glob("model-*.safetensors"))[2]
+    os.truncate(file, file.stat().st_size - 1)
+    message = refused(spoiled, tmp_path)
+    assert f"{file} is cut short" in message and " ends at " in message
+    os.truncate(file, 4)
+    assert f"{file} is cut short" in refused(spoiled, tmp_path)
+
+
+def test_missing_file(spoiled, tmp_path):
+    file = sorted(spoiled.glob("model-*.safetensors"))[2]
+    file.unlink()
+    message = refused(spoiled, tmp_path)
+    assert f"{file} is missing" in message and "model." in message
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, "architectures = ['GPT2LMHeadModel']"),
+        ({"num_hidden_layers": 5}, "missing: model.layers.4."),
+        ({"kv_lora_rank": 48}, "kv_a_proj_with_mqa.weight in model-"),
+        ({"scoring_func": "softmax"}, "scoring_func"),
+    ],
+)
+def test_wrong_config(spoiled, tmp_path, change, expected):
+    config = json.loads((spoiled / "config.json").read_text())
+    (spoiled / "config.json").write_text(json.dumps(config | change))
+    assert expected in refused(spoiled, tmp_path)
+
+
+def test_damaged_config_and_no_model_at_all(spoiled, tmp_path):
+    (spoiled / "config.json").write_text("{")
+    assert f"{spoiled / 'config.json'} cannot be read" in refused(spoiled, tmp_path)
+    (spoiled / "config.json").unlink()
+    assert f"{spoiled} is no Hugging Face model" in refused(spoiled, tmp_path)
+
+
+@pytest.fixture
+def imported(hub, tmp_path) -> Path:
+    import_hf(hub, tmp_path / "megatron", file_bytes=500_000, show_progress=False)
+    return tmp_path / "megatron"
+
+
+def test_damaged_checkpoints_are_not_exported(imported, tmp_path):
+    file = sorted((imported / "policy").glob("*.distcp"))[1]
+    content = file.read_bytes()
+    os.truncate(file, len(content) // 2)
+    assert file.name in refused(imported, tmp_path, EXPORT)
+    # A bfloat16 NaN in place of a number, somewhere in the middle of a tensor.
+    middle = len(content) // 2 & ~1
+    file.write_bytes(content[:middle] + b"\xff\xff" + content[middle + 2 :])
+    message = refused(imported, tmp_path, EXPORT)
+    assert f"{file}: 1 of " in message and "are NaN" in message and " decoder." in message
+    file.unlink()
+    assert file.name in refused(imported, tmp_path, EXPORT)
+
+
+def test_a_checkpoint_of_another_shape_is_not_exported(imported, tmp_path):
+    record = json.loads((imported / "state.json").read_text())
+    record["model"]["hidden_size"] = 256
+    (imported / "state.json").write_text(json.dumps(record))
+    message = refused(imported, tmp_path, EXPORT)
+    assert "has shape [512, 128]" in message and "[512, 256]" in message
+
+
+def test_a_destination_that_exists_is_left_alone(hub, imported, tmp_path):
+    for name, source in ((IMPORT, hub), (EXPORT, imported)):
+        done = tool(name, source, imported)
+        assert done.returncode == 2 and "exists already" in done.stderr
+    assert read_state(imported)
+
+
+def test_killed_conversions_go_on_where_they_were(tmp_path):
+    """Killed when the first file is whole: the next start keeps it and writes the others."""
+    config = load_config(
+        ["model=tiny_v3", "model.num_experts=64", "model.moe_ffn_hidden_size=512"]
+    ).model
+    hub = write_like_deepseek(tmp_path / "hub", config)
+    sizes = {IMPORT: ("--file-gb", 0.004), EXPORT: ("--shard-gb", 0.004)}
+    runs = ((IMPORT, hub, "megatron", "policy/*.distcp"), (EXPORT, None, "back", "*.safetensors"))
+    for name, source, target, pattern in runs:
+        source = source or tmp_path / "megatron"
+        extra = ("--dtype", "fp8") if name == EXPORT else ()
+        command = [sys.executable, ROOT / "tools" / name, source, tmp_path / target]
+        command += [*sizes[name], *extra]
+        process = subprocess.Popen([str(c) for c in command], stderr=subprocess.DEVNULL)
+        partial = tmp_path / f".partial_{target}"
+        deadline = time.monotonic() + 200
+        while not list(partial.glob(pattern)):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (tmp_path / target).exists()
+        finished = {p.name: p.stat().st_mtime_ns for p in partial.glob(pattern)}
+        done = tool(name, source, tmp_path / target, *sizes[name], *extra)
+        assert done.returncode == 0, done.stderr
+        assert not partial.exists()
+        written = {p.name: p.stat().st_mtime_ns for p in (tmp_path / target).glob(pattern)}
+        assert len(written) > len(finished) and finished.items() <= written.items()
+    assert differences(hub, tmp_path / "back") == []
+
+
+def test_another_source_does_not_go_on_with_a_killed_one(hub, tmp_path):
+    from megatron_r1.checkpoint.draft import draft_directory
+
+    with pytest.raises(KeyboardInterrupt), draft_directory(tmp_path / "out", {"from": 1}) as draft:
+        (draft / "file").touch()
+        raise KeyboardInterrupt
+    with draft_directory(tmp_path / "out", {"from": 2}) as draft:
+        assert not list(draft.iterdir())
+    assert (tmp_path / "out").is_dir()
+
+
+def test_dry_run_of_671b_needs_config_and_index_alone(tmp_path):
+    """DeepSeek-R1's index has 91,991 entries (huggingface.co/deepseek-ai/DeepSeek-R1)."""
+    config = load_config(["model=deepseek_v3", "model.num_mtp_layers=1"]).model
+    names = []
+    for mapping in name_table(config):
+        names += [*mapping.hf, *mapping.copies]
+        for name, shape in zip(mapping.hf, mapping.shapes, strict=True):
+            if len(shape) == 2 and (".self_attn." in name or ".mlp." in name):
+                if "mlp.gate." not in name:
+                    names.append(name + "_scale_inv")
+    assert len(names) == 91_991
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(config)))
+    weight_map = dict.fromkeys(names, "model-00001-of-000163.safetensors")
+    index_of(tmp_path).write_text(json.dumps({"weight_map": weight_map}))
+    started = time.monotonic()
+    done = tool(IMPORT, tmp_path, tmp_path / "out", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - started < 30
+    assert "every tensor is covered" in done.stdout
+    assert "[2048, 7168]" in done.stdout and "model.layers.*.mlp.experts.*.up_proj" in done.stdout
+    lost = "model.layers.61.shared_head.norm.weight"
+    del weight_map[lost]
+    index_of(tmp_path).write_text(json.dumps({"weight_map": weight_map}))
+    done = tool(IMPORT, tmp_path, tmp_path / "out", "--dry-run")
+    assert done.returncode == 2 and f"1 missing: {lost}" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_model_of_a_checkpoint_is_read_back(imported):
+    config = saved_config(imported, read_state(imported))
+    assert config.kv_lora_rank == 32 and config.rope.factor == 4.0
+    assert config.num_mtp_layers == 0  # transformers writes none
