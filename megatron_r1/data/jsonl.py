@@ -45,7 +45,7 @@ def read_jsonl(path: str | Path, *, max_lines: int | None = None) -> list[Proble
 def _to_problem(line: bytes, path: Path, number: int) -> Problem:
     try:
         return _parse(line, default_id=f"{path.stem}/{number}")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         start = line[:60].decode("utf-8", errors="backslashreplace")
         raise DataError(f"{path}:{number}: {error}. The line starts {start!r}") from error
 
@@ -56,8 +56,10 @@ def _parse(line: bytes, default_id: str) -> Problem:
         record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start + 1} of the line") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+    except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise ValueError("not a question: JSON nested too deeply to be read") from error
     if not isinstance(record, dict):
         raise ValueError(f"expected an object, got {type(record).__name__}")
     question, answer = _text(record, "question"), _text(record, "answer")

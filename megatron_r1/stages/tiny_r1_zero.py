@@ -57,7 +57,10 @@ def evaluate_once(
     question = {"step": step, "evaluation": dataclasses.asdict(stage.evaluation)}
 
     def read_known() -> dict[str, Any] | None:
-        known = json.loads(path.read_text()) if path.is_file() else {}
+        try:
+            known = json.loads(path.read_text())
+        except (FileNotFoundError, ValueError):
+            return None  # none yet, or damaged: it is found again
         return known if known.items() >= question.items() else None
 
     known = on_main_rank(read_known)

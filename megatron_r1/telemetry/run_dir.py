@@ -24,11 +24,16 @@ from megatron_r1.errors import RunDirError
 from megatron_r1.telemetry.files import replace_file
 
 _LOCK = ".lock"
-_MAY_CHANGE_GROUPS = ("run.", "parallel.", "cluster.", "telemetry.", "stage.evaluation.")
+_REPLACED = ".replaced"
+"""Where `run.overwrite` puts what there was, until the new run has made a step."""
+_MAY_CHANGE_GROUPS = ("parallel.", "cluster.", "telemetry.", "stage.evaluation.")
 _MAY_CHANGE = (
     ".num_steps",
     ".checkpoint_every_steps",
     ".keep_checkpoints",
+    "run.name",
+    "run.root",
+    "run.overwrite",
     "reward.num_workers",
     "rollout.max_batch",
 )
@@ -52,12 +57,24 @@ class RunDir:
             raise RunDirError(f"the run directory {self.path} cannot be made: {error}") from error
         self._take_lock()
         if config.run.overwrite:
-            self._clear()
+            self._set_aside()
         self._check_same_run(config)
         self._write(config)
 
     def close(self) -> None:
-        """Give the lock back. The kernel does so too when the process dies."""
+        """Give the lock back. The kernel does so too when the process dies.
+
+        What `run.overwrite` set aside comes back when the new run has not made a step.
+        """
+        replaced = self.path / _REPLACED
+        if replaced.is_dir():
+            if self._has_begun():
+                shutil.rmtree(replaced)
+            else:
+                self._delete_entries()
+                for entry in replaced.iterdir():
+                    entry.rename(self.path / entry.name)
+                replaced.rmdir()
         self._lock.close()
 
     def __enter__(self) -> Self:
@@ -85,8 +102,7 @@ class RunDir:
     def _check_same_run(self, config: RunConfig) -> None:
         """A run goes on under the configuration it began with; lengths and layout may change."""
         saved_file = self.path / "config.yaml"
-        has_begun = any(self.path.glob("**/metrics.jsonl"))
-        if not (has_begun and saved_file.is_file()):
+        if not (self._has_begun() and saved_file.is_file()):
             return  # a start that was refused claims nothing
         try:
             saved = flatten(OmegaConf.to_container(OmegaConf.load(saved_file)))
@@ -108,16 +124,34 @@ class RunDir:
                 "Choose another run.name, or run.overwrite=true to start over"
             )
 
-    def _clear(self) -> None:
-        entries = {entry.name for entry in self.path.iterdir()} - {_LOCK}
-        if entries and "manifest.json" not in entries:
+    def _has_begun(self) -> bool:
+        """Whether a step has been made; what was set aside does not count."""
+        found = self.path.glob("**/metrics.jsonl")
+        return any(self.path / _REPLACED not in file.parents for file in found)
+
+    def _set_aside(self) -> None:
+        """Make room for a new run. What a start that failed left behind is no run, and goes."""
+        entries = self._entries()
+        if entries and not _is_manifest(self.path / "manifest.json"):
             raise RunDirError(
-                f"{self.path} was not made by this program (it has no manifest.json), and "
+                f"{self.path} was not made by this program (it has no manifest.json of it), and "
                 "run.overwrite=true would delete what it holds. Choose another run.name"
             )
-        for entry in self.path.iterdir():
-            if entry.name == _LOCK:
-                continue
+        replaced = self.path / _REPLACED
+        if replaced.is_dir() and not self._has_begun():
+            self._delete_entries()
+            return
+        shutil.rmtree(replaced, ignore_errors=True)
+        replaced.mkdir()
+        for entry in entries:
+            entry.rename(replaced / entry.name)
+
+    def _entries(self) -> list[Path]:
+        """What the run holds, without what this class keeps in its directory."""
+        return [entry for entry in self.path.iterdir() if entry.name not in (_LOCK, _REPLACED)]
+
+    def _delete_entries(self) -> None:
+        for entry in self._entries():
             if entry.is_dir():
                 shutil.rmtree(entry)
             else:
@@ -128,6 +162,15 @@ class RunDir:
             draft.write_text(to_yaml(config))
         with replace_file(self.path / "manifest.json") as draft:
             draft.write_text(json.dumps(manifest(config), indent=1) + "\n")
+
+
+def _is_manifest(file: Path) -> bool:
+    """Whether a file says what `manifest` says."""
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"command", "world_size", "packages"} <= found.keys()
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

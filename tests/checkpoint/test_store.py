@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,6 +110,43 @@ def test_a_failure_in_the_background_is_reported_at_the_next_step(trained, tmp_p
     save(trained, store, 3)
     store.poll(wait=True)
     assert store.latest().name == "step_000003"
+
+
+def test_all_is_on_the_disk_before_it_has_its_name_and_latest_follows(
+    trained, tmp_path, monkeypatch
+):
+    """The order of the system calls, which no kill can show: a power cut can."""
+    calls: list[tuple[str, str]] = []
+
+    def spy(owner, name: str, path_of) -> None:
+        real = getattr(owner, name)
+
+        def call(*args):
+            calls.append((name, path_of(args[0])))
+            return real(*args)
+
+        monkeypatch.setattr(owner, name, call)
+
+    spy(os, "fsync", lambda descriptor: os.readlink(f"/proc/self/fd/{descriptor}"))
+    for name in ("rename", "replace"):
+        spy(os, name, lambda path: os.fspath(path))
+    final = save(trained, CheckpointStore(tmp_path, keep=1, tokenizer_dir=None), 7)
+
+    def only(name: str, file_name: str) -> int:
+        (index,) = (
+            index
+            for index, (called, path) in enumerate(calls)
+            if called == name and Path(path).name.startswith(file_name)
+        )
+        return index
+
+    renamed, pointed = only("rename", ".partial_step_000007"), only("replace", ".latest.")
+    partial, draft = Path(calls[renamed][1]), calls[pointed][1]
+    flushed = {path for name, path in calls[:renamed] if name == "fsync"}
+    written = {str(partial / path.relative_to(final)) for path in final.rglob("*")}
+    assert len(written) > 4 and written | {str(partial)} <= flushed
+    assert renamed < calls.index(("fsync", draft)) < pointed
+    assert ("fsync", str(tmp_path / "checkpoints")) in calls[renamed:pointed]
 
 
 def test_the_last_ones_are_kept_and_the_newest_is_named(trained, tmp_path):

@@ -33,6 +33,7 @@ def test_defaults_and_what_a_line_may_set(tmp_path):
     ("line", "message"),
     [
         (b'{"question": "1"', "not JSON: Expecting ',' delimiter at column 17"),
+        (b"[" * 200_000, "JSON nested too deeply"),
         (b"[1, 2]", "expected an object, got list"),
         (b'{"question": "1"}', "key 'answer' is missing"),
         (b'{"question": 1, "answer": "2"}', "'question' must be a string, got int 1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from pathlib import Path
 
 import pytest
 import yaml
@@ -62,15 +63,56 @@ def test_another_configuration_is_another_run(tmp_path):
     RunDir(config(tmp_path, "algo.kl_beta=0.5", "run.overwrite=true")).close()
 
 
-def test_overwrite_deletes_what_this_program_made_and_nothing_else(tmp_path):
+def test_another_seed_is_another_run(tmp_path):
     RunDir(config(tmp_path)).close()
-    (tmp_path / "quickstart/metrics.jsonl").write_text("{}")
-    RunDir(config(tmp_path, "run.overwrite=true")).close()
-    assert not (tmp_path / "quickstart/metrics.jsonl").exists()
+    (tmp_path / "quickstart/metrics.jsonl").touch()
+    with pytest.raises(RunDirError, match="run.seed: 1 -> 2"):
+        RunDir(config(tmp_path, "run.seed=2"))
 
+
+def begun_run(root) -> Path:
+    """A run that has made a step."""
+    RunDir(config(root)).close()
+    path = root / "quickstart"
+    (path / "base").mkdir()
+    (path / "base/metrics.jsonl").write_text('{"step": 1}\n')
+    return path
+
+
+def test_overwrite_deletes_the_old_run_once_the_new_one_has_made_a_step(tmp_path):
+    path = begun_run(tmp_path)
+    new = RunDir(config(tmp_path, "run.overwrite=true", "run.seed=2"))
+    assert not (path / "base").exists()
+    (path / "metrics.jsonl").write_text('{"step": 1}\n')
+    new.close()
+    assert sorted(entry.name for entry in path.iterdir()) == [
+        ".lock",
+        "config.yaml",
+        "manifest.json",
+        "metrics.jsonl",
+    ]
+
+
+def test_overwrite_by_a_run_that_never_begins_loses_nothing(tmp_path):
+    path = begun_run(tmp_path)
+    before = {f.name: f.read_bytes() for f in (path / "config.yaml", path / "base/metrics.jsonl")}
+    RunDir(config(tmp_path, "run.overwrite=true", "run.seed=2")).close()
+    after = {f.name: f.read_bytes() for f in (path / "config.yaml", path / "base/metrics.jsonl")}
+    assert after == before
+
+    killed = RunDir(config(tmp_path, "run.overwrite=true", "run.seed=2"))
+    killed._lock.close()  # as the kernel does
+    RunDir(config(tmp_path, "run.overwrite=true", "run.seed=3")).close()
+    assert (path / "base/metrics.jsonl").read_bytes() == before["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("manifest", [None, "{}", "not JSON"])
+def test_overwrite_leaves_what_this_program_did_not_make(tmp_path, manifest):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("years of work")
+    if manifest is not None:
+        (mine / "manifest.json").write_text(manifest)
     with pytest.raises(RunDirError, match="was not made by this program"):
         RunDir(config(tmp_path, "run.name=mine", "run.overwrite=true"))
     assert (mine / "thesis.tex").read_text() == "years of work"

@@ -200,3 +200,15 @@ def test_a_skipped_step_leaves_the_expert_bias(one_rank):
     biases = [b for n, b in step.policy.named_buffers() if n.endswith("expert_bias")]
     assert biases
     assert all((bias == 0).all() for bias in biases)
+
+
+@pytest.mark.parametrize(("clip_grad", "moves"), [(1e-12, False), (1.0, True)])
+def test_gradients_are_clipped_before_adam(clip_grad, moves, one_rank):
+    # Adam forgets a gradient's scale until it falls below its eps of 1e-8.
+    config = load_config(["model=tiny_dense", "rollout.max_response_tokens=64"])
+    optimizer = OptimizerConfig(clip_grad=clip_grad, eps=1e-8)
+    step = MegatronStep(one_rank.policy(config), optimizer)
+    before = weights(step)
+    step.train_step(BATCH, sft_loss, lr=1e-3, num_sequences=5)
+    change = max(float((w - before[n]).abs().max()) for n, w in weights(step).items())
+    assert (change > 5e-4) == moves and (change < 1e-6) != moves

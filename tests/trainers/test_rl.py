@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,9 @@ from megatron_r1.telemetry.recorder import Recorder
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.rl import RlConfig, RlParts, train_rl
 from tests.rewards.rules_for_tests import even_tokens
+
+GOLDEN = Path(__file__).parents[1] / "golden/toy_steps.json"
+KEPT = ("train/loss", "train/grad_norm", "reward/mean", "algo/kl_ref", "algo/entropy")
 
 pytestmark = pytest.mark.megatron
 
@@ -52,8 +56,8 @@ def toy_rule():
     del RULES["even_tokens"]
 
 
-def rewards_of_training(one_rank, tokenizer, run_dir: Path, *choices: str) -> list[float]:
-    """Mean reward of each rollout phase."""
+def train(one_rank, tokenizer, run_dir: Path, *choices: str) -> list[dict[str, float]]:
+    """What a run logs, a row a step; those that began a rollout phase have its rewards."""
     config = load_config([*OVERRIDES, *choices])
     step = MegatronStep(one_rank.policy(config), config.optimizer)
     num_steps = config.stage.num_steps
@@ -80,16 +84,39 @@ def rewards_of_training(one_rank, tokenizer, run_dir: Path, *choices: str) -> li
         )
         assert train_rl(parts, settings, LoopState()).step == num_steps
     recorder.close()
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [row["reward/mean"] for row in rows if "reward/mean" in row]
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("model", ["tiny_v3", "tiny_dense"])
 @pytest.mark.parametrize("algo", ["grpo_r1", "grpo_stable"])
 def test_a_tiny_policy_learns_a_toy_reward(algo, model, one_rank, tokenizer, toy_rule, tmp_path):
-    rewards = rewards_of_training(
-        one_rank, tokenizer, tmp_path / "run", f"algo={algo}", f"model={model}"
-    )
+    rows = train(one_rank, tokenizer, tmp_path / "run", f"algo={algo}", f"model={model}")
+    rewards = [row["reward/mean"] for row in rows if "reward/mean" in row]
     assert len(rewards) == 12
     assert rewards[0] == pytest.approx(0.5, abs=0.1)  # as many even ids as odd ones
     assert rewards[-1] > 0.9
+
+
+def test_the_first_steps_on_a_toy_reward_are_what_they_were(
+    one_rank, tokenizer, toy_rule, tmp_path
+):
+    """Full precision; real advantages. Renew with R1_RENEW_GOLDEN=1, and say why in the commit."""
+    rows = train(one_rank, tokenizer, tmp_path / "run", "stage.num_steps=6")
+    found = [{name: row[name] for name in KEPT if name in row} for row in rows]
+    if os.environ.get("R1_RENEW_GOLDEN"):
+        GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+    for expected, row in zip(json.loads(GOLDEN.read_text()), found, strict=True):
+        # Another processor adds up in another order, and Adam enlarges that in a few steps.
+        assert row == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    assert abs(found[0]["train/loss"]) > 1e-3 and found[0]["train/grad_norm"] > 0.1
+    # The reference becomes the policy after 4 updates: the distance from it starts again.
+    assert found[3]["algo/kl_ref"] > found[4]["algo/kl_ref"]
+
+
+def test_the_update_sees_the_temperature_of_the_samples(one_rank, tokenizer, toy_rule, tmp_path):
+    choices = ("stage.num_steps=2", "rollout.temperature=0.5")
+    first, _ = train(one_rank, tokenizer, tmp_path / "run", *choices)
+    # At another temperature the same tokens have other log-probabilities.
+    assert first["mismatch/logprob_abs_mean"] < 1e-5
+    assert first["algo/ratio_mean"] == pytest.approx(1, abs=1e-5)
+    assert first["algo/kl_ref"] == pytest.approx(0, abs=1e-8)
