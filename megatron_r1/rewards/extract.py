@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from megatron_r1.data.templates import ANSWER, END_ANSWER
 
 _BOX = "\\boxed{"
+_UNBRACED_BOX = re.compile(r"\\boxed +([^\s{}$\\.,;]+)")
 
 
 def extract_answer(text: str) -> tuple[str | None, str]:
@@ -25,7 +28,11 @@ def extract_answer(text: str) -> tuple[str | None, str]:
 
 
 def extract_boxed(text: str) -> str | None:
-    r"""Content of the last ``\boxed{...}`` whose braces balance; of nested boxes the innermost."""
+    r"""Content of the last ``\boxed{...}`` whose braces balance; of nested boxes the innermost.
+
+    ``\fbox{...}`` is a box too; ``\boxed 4``, a word without braces, counts where no other does.
+    """
+    text = text.replace("\\fbox{", _BOX)
     start = text.rfind(_BOX)
     while start >= 0:
         content_start = start + len(_BOX)
@@ -33,7 +40,8 @@ def extract_boxed(text: str) -> str | None:
         if end is not None:
             return text[content_start:end].strip()
         start = text.rfind(_BOX, 0, start)
-    return None
+    unbraced = _UNBRACED_BOX.findall(text)
+    return unbraced[-1] if unbraced else None
 
 
 def _closing_brace(text: str, start: int) -> int | None:
