@@ -35,6 +35,13 @@ def suicidal(prompt: Prompt, rollout: Rollout) -> tuple[float, str]:
     return 1.0, "alive"
 
 
+def powerful(prompt: Prompt, rollout: Rollout) -> tuple[float, str]:
+    """Computes the power that the response writes, in C."""
+    base, *exponents = (int(number) for number in rollout.text.split("**"))
+    exponent = exponents[0] ** exponents[1] if exponents else 1
+    return float(base**exponent > 0), "computed"
+
+
 def worker_pid(prompt: Prompt, rollout: Rollout) -> tuple[float, str]:
     return float(os.getpid()), "process id"
 
