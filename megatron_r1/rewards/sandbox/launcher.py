@@ -23,6 +23,7 @@ _KEPT_FLAGS = 1 | 2 | 4 | 8 | 1024 | 2048 | 4096
 """Flags of a mount, as statvfs reports them, that a user namespace may not drop."""
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 1, 38, 22
+_PR_SET_DUMPABLE = 4
 _PR_CAPBSET_DROP, _LAST_CAPABILITY = 24, 40
 
 
@@ -59,7 +60,11 @@ def _run_as_init(spec: dict, status_fd: int) -> None:
     """Process 1: never returns."""
     try:
         _check(_LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
+        # The kernel keeps signals without a handler from process 1, and Python handles this one.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         _build_root(spec)
+        # The program may have the same user id: it must not write to this process's memory.
+        _check(_LIBC.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl")
         program = os.fork()
         if program == 0:
             _become_program(spec, status_fd)

@@ -1,12 +1,11 @@
 # expect: exited
-names = ("kernel/core_pattern", "kernel/hostname", "vm/overcommit_memory", "kernel/modprobe")
-for path in [f"/proc/sys/{name}" for name in names] + [
-    "/proc/sysrq-trigger",
-    "/proc/1/oom_score_adj",
-]:
+names = ["sys/kernel/core_pattern", "sys/kernel/hostname", "sys/vm/overcommit_memory"]
+for name in [*names, "sys/kernel/modprobe", "sysrq-trigger", "1/oom_score_adj"]:
+    # Anyone may raise this one of its own processes; nobody may make them immortal.
+    value = "-1000" if name.startswith("1/") else "1"
     try:
-        with open(path, "w") as file:
-            file.write("1")
+        with open("/proc/" + name, "w") as file:
+            file.write(value)
     except OSError:
         continue
-    print("ESCAPED: wrote", path)
+    print("ESCAPED: wrote", name)
