@@ -37,13 +37,12 @@ def test_a_small_program_takes_at_most_twice_as_long(tmp_path):
         started = time.perf_counter()
         bare = subprocess.run(
             [*python_program(), str(path)],
-            input=b"300000\n",
+            input=b"1000000\n",
             capture_output=True,
         )
         middle = time.perf_counter()
-        outcome = run(python_job(SMALL_PROGRAM, b"300000\n", Limits()), Isolation.bubblewrap)
+        outcome = run(python_job(SMALL_PROGRAM, b"1000000\n", Limits()), Isolation.bubblewrap)
         ratios.append((time.perf_counter() - middle) / (middle - started))
-        assert outcome.stdout == bare.stdout == b"25997\n"
+        assert outcome.stdout == bare.stdout == b"78498\n"
     # The median: another process of this machine may take any single run.
     assert statistics.median(ratios) <= 2.0, sorted(ratios)
-    print("ratios", [round(r, 2) for r in sorted(ratios)])

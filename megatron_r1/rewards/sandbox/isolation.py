@@ -66,7 +66,7 @@ def build_command(
 
     Args:
         isolation: not ``auto``.
-        work_dir: an empty directory; what files need on the host lies there.
+        work_dir: for ``none`` alone: an empty directory, where the files are written.
     """
     if isolation is Isolation.bubblewrap:
         return _bubblewrap(argv, files, limits)

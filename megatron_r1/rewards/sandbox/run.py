@@ -9,8 +9,9 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -94,8 +95,7 @@ def problem_of(isolation: Isolation) -> str | None:
 
 
 def _run(job: Job, isolation: Isolation) -> Outcome:
-    # Only `none` and error paths put anything there: the private directory is in memory.
-    with tempfile.TemporaryDirectory(prefix="sandbox-") as work_dir:
+    with _work_dir(isolation) as work_dir:
         command = build_command(isolation, job.argv, job.files, job.limits, work_dir)
         stdin = os.memfd_create("stdin")
         try:
@@ -107,7 +107,7 @@ def _run(job: Job, isolation: Isolation) -> Outcome:
                 stderr=subprocess.PIPE,
                 pass_fds=command.pass_fds,
                 env=command.env,
-                cwd=work_dir if isolation is Isolation.none else "/",
+                cwd=work_dir,
                 start_new_session=True,
             )
         except BaseException:
@@ -124,6 +124,16 @@ def _run(job: Job, isolation: Isolation) -> Outcome:
             watch.end()
             status = _read_all(command.status_fd)
     return _outcome(watch, status, has_status=command.status_fd is not None)
+
+
+@contextmanager
+def _work_dir(isolation: Isolation) -> Iterator[str]:
+    """A directory of the program's own; where it is isolated, that lies in memory."""
+    if isolation is Isolation.none:
+        with tempfile.TemporaryDirectory(prefix="sandbox-") as path:
+            yield path
+    else:
+        yield "/"
 
 
 class _Watch:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import platform
 import struct
+from functools import cache
 
 _LOAD, _EQUAL, _MASKED, _AND, _RETURN = 0x20, 0x15, 0x45, 0x54, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
@@ -71,6 +72,7 @@ _REFUSED = {
 _CLONE, _CLONE3, _SOCKET = (56, 220), (435, 435), (41, 198)
 
 
+@cache
 def filter_program() -> bytes | None:
     """The compiled filter of this machine; None on an architecture that the table lacks."""
     machine = platform.machine()
