@@ -53,9 +53,14 @@ class Prompt:
     answer: str
     """Reference answer."""
     grader: str
-    """Which checker judges it: ``reasoning_gym:<task>``, ``math`` or ``exact``."""
+    """Which checker judges it: ``reasoning_gym:<task>``, ``math``, ``exact``, ``choice`` or
+    ``code``."""
     grader_data: Mapping[str, Any] = field(default_factory=dict)
     """JSON-able extras of the checker."""
+    dataset: str = ""
+    """Where `reward.mixes` has this name, its weights apply."""
+    language: str | None = None
+    """ISO 639-1; what the reasoning should be written in. None: the question's language."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,8 @@ class Reward:
     """Unweighted value of each part, e.g. ``{"accuracy": 1.0, "format": 0.0}``."""
     reasons: Mapping[str, str]
     """One line for each part."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """What each part counted: the total is the sum of weight x value."""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,71 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from megatron_r1.errors import ConfigError
+
+
+class Isolation(Enum):
+    """What shuts untrusted programs in; `auto` takes the first that works."""
+
+    auto = "auto"
+    bubblewrap = "bubblewrap"
+    namespaces = "namespaces"
+    """The kernel's, by a launcher of our own: where bubblewrap is not installed."""
+    none = "none"
+    """Limits alone. A program sees and writes whatever you may: for programs that you trust."""
+
+
+@dataclass(kw_only=True)
+class SandboxConfig:
+    """How code is run against its tests. A prompt's own limits come first."""
+
+    isolation: Isolation = Isolation.auto
+    max_parallel: int = 4
+    """Programs that one worker runs at once."""
+    cpu_s: float = 4.0
+    """For each test; all processes of a program together."""
+    wall_s: float = 10.0
+    memory_mb: int = 256
+    max_processes: int = 16
+    """Processes and threads of a program."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_parallel", "cpu_s", "wall_s", "memory_mb", "max_processes"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"reward.sandbox.{name} must be > 0, got {getattr(self, name)}")
+
+
+@dataclass(kw_only=True)
+class RepetitionConfig:
+    """For the part ``repetition``."""
+
+    ngram_tokens: int = 20
+    """Shorter ones repeat in honest mathematics too."""
+
+    def __post_init__(self) -> None:
+        if self.ngram_tokens < 1:
+            raise ConfigError(
+                f"reward.repetition.ngram_tokens must be >= 1, got {self.ngram_tokens}"
+            )
+
+
+@dataclass(kw_only=True)
+class OverlongConfig:
+    """For the part ``overlong``. Defaults are DAPO's (arXiv:2503.14476 section 4.1)."""
+
+    max_response_tokens: int = 20_480
+    """Must equal ``rollout.max_response_tokens``."""
+    buffer_tokens: int = 4_096
+    """The last tokens before the limit, over which the penalty grows."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.buffer_tokens <= self.max_response_tokens:
+            raise ConfigError(
+                f"reward.overlong.buffer_tokens = {self.buffer_tokens} must lie between 1 and "
+                f"reward.overlong.max_response_tokens = {self.max_response_tokens}"
+            )
 
 
 @dataclass(kw_only=True)
@@ -14,18 +77,72 @@ class RewardConfig:
     name: str = "r1_zero"
     weights: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
     """Part -> weight. Parts are the rules registered in `rewards/`. Equal: R1 section 2.2."""
+    mixes: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Data set -> its own weights, for prompts whose ``dataset`` says so; others use `weights`."""
+    schedules: dict[str, dict[int, float]] = field(default_factory=dict)
+    """Part -> {step: factor}: from that step on its weight is multiplied by the factor; before the
+    first step it counts 0."""
     num_workers: int = 1
     """Processes that score while the policy decodes, for each leader."""
     timeout_s: float = 10.0
-    """Limit for one rollout. A rule that exceeds it scores 0, with the reason ``timeout``, and is
-    counted in ``reward/timeout_frac``."""
+    """Limit for one rollout, beside what its tests may take in the sandbox. A rule that exceeds it
+    scores 0, with the reason ``timeout``, and is counted in ``reward/timeout_frac``."""
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    repetition: RepetitionConfig = field(default_factory=RepetitionConfig)
+    overlong: OverlongConfig = field(default_factory=OverlongConfig)
 
     def __post_init__(self) -> None:
-        if not self.weights:
+        for name, weights in {"weights": self.weights, **self.mixes}.items():
+            if not weights:
+                where = "reward.weights" if name == "weights" else f"reward.mixes.{name}"
+                raise ConfigError(
+                    f"{where} is empty: name at least one rule, e.g. {{accuracy: 1.0}}"
+                )
+            if "length" in weights and "accuracy" not in weights:
+                raise ConfigError(
+                    "the part length needs accuracy beside it: a right answer is rewarded for "
+                    "brevity. Add accuracy, with weight 0 if it shall not count"
+                )
+        if "length" in self.parts and "accuracy" in self.schedules:
             raise ConfigError(
-                "reward.weights is empty: name at least one rule, e.g. {accuracy: 1.0}"
+                "the part length needs accuracy at every step, and reward.schedules.accuracy may "
+                "turn that off. Leave one of the two out"
             )
+        unused = [part for part in self.schedules if part not in self.parts]
+        if unused:
+            raise ConfigError(
+                f"reward.schedules names parts without a weight: {', '.join(unused)}. Parts: "
+                f"{', '.join(self.parts)}"
+            )
+        for part, schedule in self.schedules.items():
+            if not schedule or min(schedule) < 0:
+                raise ConfigError(
+                    f"reward.schedules.{part} = {schedule} must map steps >= 0 to factors, e.g. "
+                    "{1300: 1.0}"
+                )
         if self.num_workers < 1:
             raise ConfigError(f"reward.num_workers must be >= 1, got {self.num_workers}")
         if self.timeout_s <= 0:
             raise ConfigError(f"reward.timeout_s must be > 0, got {self.timeout_s}")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Every part that has a weight, for some prompt at some step."""
+        names = [*self.weights, *(part for mix in self.mixes.values() for part in mix)]
+        return tuple(dict.fromkeys(names))
+
+    def weights_at(self, dataset: str, step: int) -> dict[str, float]:
+        """The weights of one data set's prompts after `step` updates; parts that are off are
+        absent."""
+        weights = self.mixes.get(dataset, self.weights)
+        factors = {part: _factor_at(self.schedules.get(part), step) for part in weights}
+        return {
+            part: weight * factors[part] for part, weight in weights.items() if factors[part] != 0
+        }
+
+
+def _factor_at(schedule: dict[int, float] | None, step: int) -> float:
+    if schedule is None:
+        return 1.0
+    begun = [start for start in schedule if start <= step]
+    return schedule[max(begun)] if begun else 0.0

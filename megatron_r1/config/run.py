@@ -81,6 +81,11 @@ def _check_lengths(config: RunConfig) -> None:
             f"{longest} exceeds model.max_positions = {config.model.max_positions}. Lower one of "
             "the two"
         )
+    if "overlong" in config.reward.parts and config.reward.overlong.max_response_tokens != response:
+        raise ConfigError(
+            f"reward.overlong.max_response_tokens = {config.reward.overlong.max_response_tokens} "
+            f"differs from rollout.max_response_tokens = {response}. Set both to the same"
+        )
     capacity = config.parallel.max_tokens_per_microbatch
     if prompt + response > capacity:
         raise ConfigError(

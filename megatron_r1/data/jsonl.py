@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from megatron_r1.data import gym_tasks
+from megatron_r1.data.code_tests import check_tests
+from megatron_r1.data.languages import LANGUAGES
 from megatron_r1.data.problems import Problem
 from megatron_r1.errors import ConfigError, DataError
 
-GRADERS = ("math", "exact")
+GRADERS = ("math", "exact", "choice", "code")
 
 
 def read_jsonl(path: str | Path, *, max_lines: int | None = None) -> list[Problem]:
-    """Read ``question``, ``answer`` and optional ``id`` and ``grader``; other keys are left alone.
+    """Read ``question``, ``answer`` and what docs/rewards.md lists; other keys are left alone.
 
     Without an id a problem is named after the file and its line. The grader is ``math`` unless
-    named. `max_lines` stops there; None reads the whole file.
+    named; ``code`` has ``tests`` and needs no answer. `max_lines` stops there; None reads the whole
+    file.
 
     Raises:
         DataError: the file is missing or holds no problem, or a line is unusable: ``file:line``,
@@ -53,7 +56,7 @@ def _to_problem(line: bytes, path: Path, number: int) -> Problem:
 def _parse(line: bytes, default_id: str) -> Problem:
     """One line; raises ValueError with what is wrong."""
     try:
-        record = json.loads(line.decode("utf-8-sig"))
+        record = json.loads(line.decode("utf-8-sig").rstrip())
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start + 1} of the line") from error
     except json.JSONDecodeError as error:
@@ -62,14 +65,17 @@ def _parse(line: bytes, default_id: str) -> Problem:
         raise ValueError("not a question: JSON nested too deeply to be read") from error
     if not isinstance(record, dict):
         raise ValueError(f"expected an object, got {type(record).__name__}")
-    question, answer = _text(record, "question"), _text(record, "answer")
+    question = _text(record, "question")
     grader = _text(record, "grader") if "grader" in record else "math"
+    answer = "" if grader == "code" and "answer" not in record else _text(record, "answer")
     return Problem(
         id=_text(record, "id") if "id" in record else default_id,
         question=question,
         answer=answer,
         grader=grader,
-        grader_data=_grader_data(grader, question, answer),
+        grader_data=_grader_data(grader, question, answer, record),
+        dataset=_text(record, "dataset") if "dataset" in record else "",
+        language=_language(record),
     )
 
 
@@ -86,8 +92,25 @@ def _text(record: dict[str, Any], key: str) -> str:
     return value
 
 
-def _grader_data(grader: str, question: str, answer: str) -> dict[str, Any]:
-    """What the grader needs besides the answer; raises ValueError for a grader that is unknown."""
+def _language(record: dict[str, Any]) -> str | None:
+    if "language" not in record:
+        return None
+    code = _text(record, "language")
+    if code not in LANGUAGES:
+        raise ValueError(f"'language' is {code!r}: choose one of {', '.join(LANGUAGES)}")
+    return code
+
+
+def _grader_data(grader: str, question: str, answer: str, record: dict[str, Any]) -> dict[str, Any]:
+    """What the grader needs besides the answer; raises ValueError where that is unusable."""
+    if grader == "code":
+        check_tests(record.get("tests"))
+        return {"tests": record["tests"]}
+    if grader == "choice":
+        choices = record.get("choices", [])
+        if not isinstance(choices, list) or not all(isinstance(text, str) for text in choices):
+            raise ValueError("'choices' must be a list of strings, from option A on")
+        return {"choices": choices}
     if grader in GRADERS:
         return {}
     if not grader.startswith(gym_tasks.GRADER_PREFIX):

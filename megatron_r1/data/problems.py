@@ -21,6 +21,8 @@ class Problem:
     answer: str
     grader: str
     grader_data: Mapping[str, Any] = field(default_factory=dict)
+    dataset: str = ""
+    language: str | None = None
 
 
 @dataclass(frozen=True)

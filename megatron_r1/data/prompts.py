@@ -93,6 +93,8 @@ class PromptSource:
             answer=problem.answer,
             grader=problem.grader,
             grader_data=problem.grader_data,
+            dataset=problem.dataset,
+            language=problem.language,
         )
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from megatron_r1.data.templates import ANSWER, END_ANSWER
 
 _BOX = "\\boxed{"
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_UNBRACED_BOX = re.compile(r"\\boxed +([^\s{}$\\.,;]+)")
 
 
 def extract_answer(text: str) -> tuple[str | None, str]:
@@ -25,28 +29,29 @@ def extract_answer(text: str) -> tuple[str | None, str]:
 
 
 def extract_boxed(text: str) -> str | None:
-    r"""Content of the last ``\boxed{...}`` whose braces balance; of nested boxes the innermost."""
+    r"""Content of the last ``\boxed{...}`` whose braces balance; of nested boxes the innermost.
+
+    ``\fbox{...}`` is a box too; ``\boxed 4``, a word without braces, counts where no other does.
+    """
+    text = text.replace("\\fbox{", _BOX)
+    closing = _closing_braces(text)
     start = text.rfind(_BOX)
     while start >= 0:
         content_start = start + len(_BOX)
-        end = _closing_brace(text, content_start)
-        if end is not None:
-            return text[content_start:end].strip()
+        if content_start in closing:
+            return text[content_start : closing[content_start]].strip()
         start = text.rfind(_BOX, 0, start)
-    return None
+    unbraced = _UNBRACED_BOX.findall(text)
+    return unbraced[-1] if unbraced else None
 
 
-def _closing_brace(text: str, start: int) -> int | None:
-    r"""Where the brace that was opened before `start` closes; ``\{`` and ``\}`` do not count."""
-    depth = 1
-    position = start
-    while position < len(text):
-        char = text[position]
-        if char == "\\":
-            position += 2
-            continue
-        depth += (char == "{") - (char == "}")
-        if depth == 0:
-            return position
-        position += 1
-    return None
+def _closing_braces(text: str) -> dict[int, int]:
+    r"""Where each brace that is opened before an index closes; ``\{`` and ``\}`` are no braces."""
+    closing: dict[int, int] = {}
+    opened: list[int] = []
+    for brace in _BRACE.finditer(text):
+        if brace.group() == "{":
+            opened.append(brace.end())
+        elif brace.group() == "}" and opened:
+            closing[opened.pop()] = brace.start()
+    return closing

@@ -1,29 +1,208 @@
-"""math-verify: whether two mathematical answers are equal."""
+r"""Whether two mathematical answers are equal: structure here, values by math-verify.
+
+An answer is a list of alternatives (``1, 2``, ``\{1, 2\}``, ``\pm 1``), a bracketed sequence
+(a point or an interval), or one value. The first two are taken apart here, where math-verify would
+read ``(1, 2)`` as an interval that a set of two equals; values go to math-verify and sympy.
+There is no time limit here: math-verify's own needs the main thread, and sympy computes some powers
+in C, out of its reach. The scorer's worker processes have one.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
+import re
+from dataclasses import dataclass
 from typing import Any
 
 from megatron_r1.rewards.extract import extract_boxed
+from megatron_r1.rewards.normalise import normalise
+
+MAX_ANSWER_CHARS = 2_000
+"""A longer answer is compared as text alone."""
+_MAX_DEPTH = 30
+_MAX_DIGITS = 400
+_MAX_ELEMENTS = 64
+_MAX_EXPONENT_DIGITS = 4
+_OPENING, _CLOSING = "([{", ")]}"
+_RELATION = re.compile(r"\\(?:leq?|geq?|neq?|lt|gt|in)(?![a-zA-Z])|[<>]")
+_NAME = re.compile(
+    r"\\?[a-zA-Z]+(?:_\{?\w+\}?)?'?(?:\([a-zA-Z](?:,\s*[a-zA-Z])*\))?|\([a-z](?:,\s*[a-z])+\)"
+)
+_BASED = re.compile(r"([0-9A-Fa-f]+)_\{?(\d+)\}?")
+_CLOCK = re.compile(r"\d+(?::\d+)+(?:\s*[ap]\.?m\.?)?", re.IGNORECASE)
+_WORD = re.compile(r"(?<![\\a-zA-Z_{])[a-zA-Z]{2,}")
+_FUNCTIONS = frozenset("sin cos tan cot sec csc log ln exp sqrt arcsin arccos arctan".split())
+_LETTER_RUN = re.compile(r"[a-z]{2,3}")
 
 
 def is_equivalent(gold: str, prediction: str) -> bool:
     r"""Whether a prediction equals the reference: ``0.5`` equals ``\frac{1}{2}``.
 
     The comparison is not symmetric: an equation counts as its right-hand side where the reference
-    is a number. There is no time limit here, since math-verify's own needs the main thread; the
-    scorer's worker processes have one.
+    is a number, and a percentage may be written as 25 or as 0.25 where the reference is ``25\%``.
 
     Raises:
-        ValueError: the reference cannot be read as mathematics.
+        ValueError: the reference is empty, or cannot be read as mathematics or text.
     """
+    gold_text, predicted_text = _prepare(gold), _prepare(prediction)
+    if not gold_text:
+        raise ValueError(f"math-verify cannot read the reference answer {gold!r}")
+    if not predicted_text:
+        return False
+    return _equal(gold_text, predicted_text)
+
+
+def _prepare(answer: str) -> str:
+    boxed = extract_boxed(answer)
+    return normalise(answer if boxed is None else boxed)
+
+
+def _equal(gold: str, predicted: str) -> bool:
+    if _squeezed(gold) == _squeezed(predicted):
+        return True
+    if is_too_large(predicted):
+        return False
+    if _is_text(gold) or _is_text(predicted):
+        return _squeezed(gold).casefold() == _squeezed(predicted).casefold()
+    if _CLOCK.fullmatch(gold) or _CLOCK.fullmatch(predicted):
+        return False
+    if _BASED.fullmatch(gold):
+        return _digits_of(gold) == _digits_of(predicted)
+    predicted = _without_definition(gold, predicted)
+    if "=" in gold and "=" not in predicted:
+        gold = _without_definition(predicted, gold)
+    gold_parts, predicted_parts = _split(gold), _split(predicted)
+    if gold_parts.kind == predicted_parts.kind == "one":
+        # math-verify would take the right-hand side of 1 = 3.
+        contradicts = "=" in predicted and "=" not in gold and not _RELATION.search(gold)
+        return not contradicts and _equal_values(gold, predicted)
+    if gold_parts.kind == predicted_parts.kind == "sequence":
+        return (
+            gold_parts.brackets == predicted_parts.brackets
+            and len(gold_parts.items) == len(predicted_parts.items)
+            and all(map(_equal, gold_parts.items, predicted_parts.items))
+        )
+    if "set" in (gold_parts.kind, predicted_parts.kind):
+        if "sequence" in (gold_parts.kind, predicted_parts.kind):
+            return False
+        if not any(_is_compound(part) for part in (gold, predicted)):
+            return _same_elements(gold_parts.items, predicted_parts.items)
+    if gold_parts.kind == "sequence" and _RELATION.search(predicted):
+        # math-verify turns the reference's relation into an interval, never the answer's.
+        return _verify(predicted, gold)
+    return _verify(gold, predicted)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    kind: str
+    """``one`` value, a ``sequence`` in brackets, or a ``set``, whose order does not count."""
+    items: tuple[str, ...]
+    brackets: str = ""
+
+
+def _split(text: str) -> _Parts:
+    r"""An answer's outermost structure."""
+    if text.startswith(r"\pm"):
+        value = text.removeprefix(r"\pm").strip()
+        return _Parts("set", (value, f"-({value})"))
+    if text.startswith(r"\{") and text.endswith(r"\}") and _is_one_group(text):
+        return _Parts("set", _top_level_items(text[2:-2]))
+    if text[0] in "([" and text[-1] in ")]" and _is_one_group(text):
+        items = _top_level_items(text[1:-1])
+        if len(items) > 1:
+            return _Parts("sequence", items, text[0] + text[-1])
+    items = _top_level_items(text)
+    if len(items) > 1 and not any(_CHAIN.search(item) for item in items):
+        return _Parts("set", items)
+    return _Parts("one", (text,))
+
+
+_CHAIN = re.compile(r"\\c[ua]p(?![a-zA-Z])")
+_AND_OR = re.compile(r"(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|[,;]")
+
+
+def _top_level_items(text: str) -> tuple[str, ...]:
+    """Split at commas, semicolons, ``and`` and ``or`` outside every bracket; empty items go."""
+    depth = [0]
+    position = 0
+    while position < len(text):
+        char = text[position]
+        depth.append(depth[-1] + (char in _OPENING) - (char in _CLOSING))
+        position += 1
+    items, start = [], 0
+    for found in _AND_OR.finditer(text):
+        if depth[found.start()] == 0:
+            items.append(text[start : found.start()])
+            start = found.end()
+    items.append(text[start:])
+    return tuple(stripped for item in items if (stripped := item.strip()))
+
+
+def _is_one_group(text: str) -> bool:
+    """Whether the first bracket closes at the very end."""
+    depth = 0
+    for position, char in enumerate(text):
+        depth += (char in _OPENING) - (char in _CLOSING)
+        if depth == 0 and char in _CLOSING:
+            return position == len(text) - 1
+    return False
+
+
+def _same_elements(gold: tuple[str, ...], predicted: tuple[str, ...]) -> bool:
+    """Whether each element has its equal on the other side; repetitions do not count."""
+    if max(len(gold), len(predicted)) > _MAX_ELEMENTS:
+        return False
+    return all(any(_equal(g, p) for p in predicted) for g in gold) and all(
+        any(_equal(g, p) for g in gold) for p in predicted
+    )
+
+
+def _without_definition(reference: str, text: str) -> str:
+    """Drop ``x =`` before what the reference gives without it, and ``x \\in`` likewise.
+
+    A chain such as ``3 \\times 4 = 13`` stays whole where a side without letters differs from the
+    reference: it is then no answer at all.
+    """
+    member = re.match(r"[a-zA-Z]\s*\\in(?![a-zA-Z])\s*", text)
+    if member and r"\in" not in reference.replace(r"\infty", ""):
+        return text[member.end() :]
+    if "=" in reference or _RELATION.search(text) or len(_top_level_items(text)) > 1:
+        return text
+    *sides, last = (side.strip() for side in text.split("="))
+    if not sides or not last:
+        return text
+    if _NAME.fullmatch(sides[0]):
+        sides = sides[1:]
+    if all(re.search(r"(?<!\\)[a-zA-Z](?![a-zA-Z])", side) for side in sides):
+        return last
+    return last if all(side and _equal_values(last, side) for side in sides) else text
+
+
+def _equal_values(gold: str, predicted: str) -> bool:
+    gold_is_percent, predicted_is_percent = gold.endswith("%"), predicted.endswith("%")
+    if gold_is_percent or predicted_is_percent:
+        gold_value, predicted_value = gold.rstrip("% "), predicted.rstrip("% ")
+        if not gold_value or not predicted_value:
+            return False
+        if _verify(gold_value, predicted_value):
+            return True
+        if gold_is_percent == predicted_is_percent:
+            return False
+        if gold_is_percent:
+            return _verify(rf"\frac{{{gold_value}}}{{100}}", predicted_value)
+        return _verify(gold_value, rf"\frac{{{predicted_value}}}{{100}}")
+    return _verify(gold, predicted)
+
+
+def _verify(gold: str, predicted: str) -> bool:
     from math_verify import verify
 
     gold_parsed = _parse(gold)
     if not gold_parsed:
         raise ValueError(f"math-verify cannot read the reference answer {gold!r}")
-    return verify(gold_parsed, _parse(prediction), timeout_seconds=None)
+    return verify(gold_parsed, _parse(predicted), timeout_seconds=None)
 
 
 def _parse(answer: str) -> list[Any]:
@@ -33,6 +212,50 @@ def _parse(answer: str) -> list[Any]:
 
     # It warns, once a process, that its own time limit is off.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    boxed = extract_boxed(answer)
-    text = (answer if boxed is None else boxed).replace("$", "")
-    return parse(f"${text}$", parsing_timeout=None)
+    return parse(f"${answer.replace('$', '')}$", parsing_timeout=None)
+
+
+def is_too_large(answer: str) -> bool:
+    r"""Whether sympy would need minutes or gigabytes: very long, deep, or a tower of powers.
+
+    What this misses, the scorer's time limit catches; each costs a worker process.
+    """
+    if len(answer) > MAX_ANSWER_CHARS or re.search(rf"\d{{{_MAX_DIGITS},}}", answer):
+        return True
+    depth = deepest = 0
+    for char in answer:
+        depth += (char in _OPENING) - (char in _CLOSING)
+        deepest = max(deepest, depth)
+    if deepest > _MAX_DEPTH:
+        return True
+    plain = re.sub(r"[\s{}()]", "", answer)
+    tower = re.search(r"\^\d+\^\d+\^", plain) or any(
+        int(exponent) > 1 and int(power) * math.log10(int(exponent)) > _MAX_EXPONENT_DIGITS
+        for exponent, power in re.findall(r"\^(\d{1,9})\^(\d{1,9})", plain)
+    )
+    power = re.search(r"\^\d{5,}", plain)
+    factorial = re.search(r"(?:\d{5,}|\^\d+)!", plain)
+    wide_sum = re.search(r"[a-z]\)\^\d{3,}", re.sub(r"[\s{}]", "", answer))
+    return any((tower, power, factorial, wide_sum))
+
+
+def _is_text(answer: str) -> bool:
+    """Whether it holds words: then no evaluator should look for mathematics in it."""
+    words = [word for word in _WORD.findall(answer) if word not in _FUNCTIONS | {"and", "or", "in"}]
+    # A run of two or three small letters is a product of variables, as in `ab` or `xyz`.
+    return any(not _LETTER_RUN.fullmatch(word) for word in words) or not re.search(
+        r"[\w\\]", answer
+    )
+
+
+def _is_compound(text: str) -> bool:
+    return bool(_CHAIN.search(text) or _RELATION.search(text))
+
+
+def _digits_of(text: str) -> tuple[str, ...]:
+    found = _BASED.fullmatch(text)
+    return (found.group(1).lower(), found.group(2)) if found else (text,)
+
+
+def _squeezed(text: str) -> str:
+    return re.sub(r"\s+", "", text)

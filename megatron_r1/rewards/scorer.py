@@ -1,7 +1,8 @@
 """Scoring in worker processes, while the policy is still decoding.
 
-A group goes to a worker as one task. One that overruns the limit of a single rollout, or takes its
-worker with it, is scored again rollout by rollout, and only those that fail alone are worth 0.
+A group goes to a worker as one task; of a prompt whose answers are run, each rollout does. A task
+that overruns the limit of a single rollout, or takes its worker with it, is scored again rollout by
+rollout, and only those that fail alone are worth 0.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.data import gym_tasks
+from megatron_r1.rewards.code import wall_budget_s
 from megatron_r1.rewards.math_answers import is_equivalent
-from megatron_r1.rewards.mix import apply_rules, rules_of
+from megatron_r1.rewards.mix import apply_group_rules, apply_rules, group_rules_of, rules_of
 from megatron_r1.rewards.registry import Rule
 from megatron_r1.types import Prompt, Reward, Rollout, RolloutGroup, ScoredGroup
 
@@ -75,6 +77,8 @@ class RewardScorer:
     def __init__(self, config: RewardConfig) -> None:
         self._config = config
         self._rules = rules_of(config)
+        self._group_rules = group_rules_of(config)
+        self._step = 0
         self._pool = self._start_pool()
         self._pool.schedule(_ready).result()
         self.stats = ScoringStats()
@@ -95,8 +99,8 @@ class RewardScorer:
         self._pool.stop()
         self._pool.join()
 
-    def score(self, groups: Iterable[RolloutGroup]) -> list[ScoredGroup]:
-        """Score groups as they arrive; the result has their order.
+    def score(self, groups: Iterable[RolloutGroup], *, step: int = 0) -> list[ScoredGroup]:
+        """Score groups as they arrive; the result has their order. `step` updates lie behind.
 
         A rollout beyond `reward.timeout_s`, or on which its worker dies, is worth 0, with the
         reason in every part; `stats` counts both.
@@ -106,20 +110,32 @@ class RewardScorer:
             UserError: a rule refuses a prompt's data.
         """
         self.stats = ScoringStats()
-        pending: list[tuple[RolloutGroup, _Pending]] = []
+        self._step = step
+        pending: list[tuple[RolloutGroup, list[tuple[Sequence[Rollout], _Pending]]]] = []
         try:
             for group in groups:
-                pending.append((group, self._submit(group.prompt, group.rollouts)))
-            return [self._collect(group, task) for group, task in pending]
+                shares = _shares(group)
+                tasks = [(share, self._submit(group.prompt, share)) for share in shares]
+                pending.append((group, tasks))
+            return [self._collect(group, tasks) for group, tasks in pending]
         except BaseException:
-            for _, task in pending:
-                task.future.cancel()
+            for _, tasks in pending:
+                for _, task in tasks:
+                    task.future.cancel()
             raise
 
-    def _collect(self, group: RolloutGroup, task: _Pending) -> ScoredGroup:
-        rewards = self._rewards(group.prompt, group.rollouts, task)
+    def _collect(
+        self, group: RolloutGroup, tasks: Sequence[tuple[Sequence[Rollout], _Pending]]
+    ) -> ScoredGroup:
+        rewards = [
+            reward for share, task in tasks for reward in self._rewards(group.prompt, share, task)
+        ]
         self._count(num_rollouts=len(rewards))
+        rewards = apply_group_rules(group, rewards, self._group_rules, self._weights(group.prompt))
         return ScoredGroup(group=group, rewards=tuple(rewards))
+
+    def _weights(self, prompt: Prompt) -> dict[str, float]:
+        return self._config.weights_at(prompt.dataset, self._step)
 
     def _rewards(self, prompt: Prompt, rollouts: Sequence[Rollout], task: _Pending) -> list[Reward]:
         """Wait for a task; where it failed as a whole, score its rollouts one by one."""
@@ -127,7 +143,7 @@ class RewardScorer:
             return self._result(prompt, rollouts, task)
         except (TimeoutError, ProcessExpired) as error:
             if len(rollouts) == 1:
-                return [self._failed(error)]
+                return [self._failed(prompt, error)]
         singles = [(rollout,) for rollout in rollouts]
         tasks = [self._submit(prompt, single) for single in singles]
         return [
@@ -146,7 +162,7 @@ class RewardScorer:
                 task = self._submit(prompt, rollouts)
         return task.result()
 
-    def _failed(self, error: TimeoutError | ProcessExpired) -> Reward:
+    def _failed(self, prompt: Prompt, error: TimeoutError | ProcessExpired) -> Reward:
         """The reward of a rollout that could not be scored."""
         if isinstance(error, ProcessExpired):
             self._count(num_worker_deaths=1)
@@ -154,8 +170,11 @@ class RewardScorer:
         else:
             self._count(num_timeouts=1)
             reason = "timeout"
-        parts = dict.fromkeys(self._rules, 0.0)
-        return Reward(total=0.0, parts=parts, reasons=dict.fromkeys(self._rules, reason))
+        weights = {
+            name: weight for name, weight in self._weights(prompt).items() if name in self._rules
+        }
+        parts = dict.fromkeys(weights, 0.0)
+        return Reward(0.0, parts, dict.fromkeys(weights, reason), weights)
 
     def _count(self, **increments: int) -> None:
         counts = {name: getattr(self.stats, name) + value for name, value in increments.items()}
@@ -169,10 +188,15 @@ class RewardScorer:
         light = [replace(rollout, logprobs=()) for rollout in rollouts]
         future = self._pool.schedule(
             _score_rollouts,
-            args=(prompt, light, self._rules, self._config.weights),
-            timeout=self._config.timeout_s,
+            args=(prompt, light, self._rules, self._weights(prompt)),
+            timeout=self._timeout_s(prompt),
         )
         return _Pending(self._pool, future)
+
+    def _timeout_s(self, prompt: Prompt) -> float:
+        if not _is_run(prompt):
+            return self._config.timeout_s
+        return self._config.timeout_s + wall_budget_s(prompt.grader_data, self._config.sandbox)
 
     def _start_pool(self) -> ProcessPool:
         return ProcessPool(
@@ -180,6 +204,18 @@ class RewardScorer:
             initializer=_warm_up,
             context=_worker_context(),
         )
+
+
+def _is_run(prompt: Prompt) -> bool:
+    """Whether its answers are programs: each takes seconds, within limits of its own."""
+    return prompt.grader == "code"
+
+
+def _shares(group: RolloutGroup) -> list[Sequence[Rollout]]:
+    """The rollouts of each task."""
+    if _is_run(group.prompt):
+        return [(rollout,) for rollout in group.rollouts]
+    return [group.rollouts]
 
 
 def _score_rollouts(

@@ -46,6 +46,7 @@ def _records(scored: ScoredGroup) -> Iterator[dict[str, Any]]:
             "response": rollout.text,
             "reward": reward.total,
             "parts": dict(reward.parts),
+            "weights": dict(reward.weights),
             "reasons": dict(reward.reasons),
             "finish_reason": rollout.finish_reason.value,
             "tokens": len(rollout.token_ids),

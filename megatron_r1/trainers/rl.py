@@ -106,11 +106,11 @@ def sample_and_score(
         weight_version=state.step,
         on_progress=parts.recorder.on_rollouts(len(own) * params.num_samples),
     )
-    return score_on_leader(groups, own, parts)
+    return score_on_leader(groups, own, parts, step=state.step)
 
 
 def score_on_leader(
-    groups: Iterator[RolloutGroup], prompts: Sequence[Prompt], parts: RlParts
+    groups: Iterator[RolloutGroup], prompts: Sequence[Prompt], parts: RlParts, *, step: int
 ) -> list[ScoredGroup]:
     """The leader scores each group as it arrives; the others take its rewards at the end.
 
@@ -120,7 +120,7 @@ def score_on_leader(
     order = {prompt.draw: index for index, prompt in enumerate(prompts)}
     if parts.scorer is not None:
         try:
-            scored = parts.scorer.score(groups)
+            scored = parts.scorer.score(groups, step=step)
         except UserError as error:
             error.one_rank = True
             raise

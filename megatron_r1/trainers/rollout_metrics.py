@@ -31,5 +31,7 @@ def rollout_metrics(scored: Sequence[ScoredGroup]) -> dict[str, Pair]:
     }
     parts = sorted({part for reward in rewards for part in reward.parts})
     for part in parts:
-        metrics[f"reward/{part}"] = (sum(reward.parts[part] for reward in rewards), count)
+        # Data sets differ in their parts; a mean is over the rollouts that have the part.
+        values = [reward.parts[part] for reward in rewards if part in reward.parts]
+        metrics[f"reward/{part}"] = (sum(values), float(len(values)))
     return metrics

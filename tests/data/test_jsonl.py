@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from megatron_r1.data.jsonl import read_jsonl
@@ -29,9 +31,40 @@ def test_defaults_and_what_a_line_may_set(tmp_path):
     assert third.grader_data["entry"] == {"question": "3", "answer": "4", "metadata": {}}
 
 
+def test_code_choices_data_sets_and_languages(tmp_path):
+    path = tmp_path / "mixed.jsonl"
+    tests = {"language": "cpp", "stdio": [{"input": "1", "output": "2"}]}
+    records = [
+        {"question": "1", "grader": "code", "tests": tests, "dataset": "competition"},
+        {"question": "2", "answer": "B", "grader": "choice", "choices": ["x", "y"]},
+        {"question": "3", "answer": "4", "language": "zh"},
+    ]
+    path.write_text("\n".join(json.dumps(record) for record in records))
+    code, choice, chinese = read_jsonl(path)
+    assert (code.answer, code.grader_data, code.dataset) == ("", {"tests": tests}, "competition")
+    assert choice.grader_data == {"choices": ["x", "y"]}
+    assert (chinese.language, chinese.dataset, code.language) == ("zh", "", None)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        (b'{"question": "1", "grader": "code"}', "'tests' must be an object"),
+        (b'{"question": "1", "grader": "code", "tests": {"stdio": []}}', "neither stdio nor unit"),
+        (
+            b'{"question": "1", "grader": "code", "tests": {"unit": "x", "lang": "c"}}',
+            "unknown keys: lang",
+        ),
+        (
+            b'{"question": "1", "grader": "code", "tests": {"language": "c", "unit": "x"}}',
+            "choose python, cpp",
+        ),
+        (
+            b'{"question": "1", "grader": "code", "tests": {"unit": "x", "limits": {"cpu_s": 0}}}',
+            "to positive numbers",
+        ),
+        (b'{"question": "1", "answer": "B", "grader": "choice", "choices": "AB"}', "'choices'"),
+        (b'{"question": "1", "answer": "2", "language": "english"}', "choose one of ar, bg"),
         (b'{"question": "1"', "not JSON: Expecting ',' delimiter at column 17"),
         (b"[" * 200_000, "JSON nested too deeply"),
         (b"[1, 2]", "expected an object, got list"),

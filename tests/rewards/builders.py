@@ -5,7 +5,14 @@ from __future__ import annotations
 from megatron_r1.types import FinishReason, Prompt, Rollout, RolloutGroup
 
 
-def prompt_of(answer: str = "3", grader: str = "exact", **grader_data) -> Prompt:
+def prompt_of(
+    answer: str = "3",
+    grader: str = "exact",
+    *,
+    dataset: str = "",
+    language: str | None = None,
+    **grader_data,
+) -> Prompt:
     return Prompt(
         id="p/1",
         draw=0,
@@ -15,6 +22,8 @@ def prompt_of(answer: str = "3", grader: str = "exact", **grader_data) -> Prompt
         answer=answer,
         grader=grader,
         grader_data=grader_data,
+        dataset=dataset,
+        language=language,
     )
 
 

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 
+from megatron_r1.rewards.accuracy import accuracy
 from megatron_r1.types import Prompt, Rollout
 
 
@@ -34,6 +35,13 @@ def suicidal(prompt: Prompt, rollout: Rollout) -> tuple[float, str]:
     return 1.0, "alive"
 
 
+def powerful(prompt: Prompt, rollout: Rollout) -> tuple[float, str]:
+    """Computes the power that the response writes, in C."""
+    base, *exponents = (int(number) for number in rollout.text.split("**"))
+    exponent = exponents[0] ** exponents[1] if exponents else 1
+    return float(base**exponent > 0), "computed"
+
+
 def worker_pid(prompt: Prompt, rollout: Rollout) -> tuple[float, str]:
     return float(os.getpid()), "process id"
 
@@ -48,3 +56,10 @@ def even_tokens(prompt: Prompt, rollout: Rollout) -> tuple[float, str]:
     """The share of even token ids: a toy that a policy learns in seconds."""
     even = sum(token % 2 == 0 for token in rollout.token_ids)
     return even / len(rollout.token_ids), f"{even} of {len(rollout.token_ids)}"
+
+
+def timed_accuracy(prompt: Prompt, rollout: Rollout) -> tuple[float, str]:
+    """The accuracy rule; its reason starts with the CPU seconds it took."""
+    started = time.process_time()
+    value, reason = accuracy(prompt, rollout)
+    return value, f"{time.process_time() - started:.3f} {reason}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from megatron_r1.rewards.extract import extract_answer
@@ -41,3 +43,9 @@ def test_the_search_is_linear_in_the_length():
     # Half a million characters: a quadratic search would not come back.
     assert extract_answer("<answer>" * 30_000 + "</answer>" * 30_000)[0] == ""
     assert extract_answer(r"\boxed" * 80_000)[0] is None
+
+
+def test_boxes_that_never_close_take_no_longer_than_their_length():
+    started_s = time.process_time()
+    assert extract_answer("\\boxed{" * 50_000) == (None, "no box and no complete <answer> block")
+    assert time.process_time() - started_s < 2

@@ -101,17 +101,22 @@ def test_rollouts_that_are_slow_only_together_all_count():
         assert scorer.stats.num_timeouts == 0
 
 
-def test_a_pathological_expression_times_out_and_its_neighbours_do_not():
-    # sympy computes this power in C, out of reach of any Python-level limit.
-    texts = [r"\boxed{9^{9^{9^{9}}}}", r"\boxed{3}", r"\boxed{4}"]
-    config = RewardConfig(weights={"accuracy": 1.0}, timeout_s=1.0)
-    with RewardScorer(config) as scorer:
+def test_a_rule_stuck_in_c_times_out_and_its_neighbours_do_not():
+    # Out of reach of any Python-level limit: a signal's handler would wait for the power.
+    with scorer_of("powerful", timeout_s=2.0) as scorer:
         started = time.monotonic()
+        (scored,) = scorer.score([group_of(prompt_of(), "9**9**9", "3", "4")])
+        assert time.monotonic() - started < 20.0
+    assert totals([scored]) == [[0.0, 1.0, 1.0]]
+    assert scored.rewards[0].reasons == {"powerful": "timeout"}
+
+
+def test_a_tower_of_powers_is_refused_at_once():
+    texts = [r"\boxed{9^{9^{9^{9}}}}", r"\boxed{3}", r"\boxed{4}"]
+    with RewardScorer(RewardConfig(weights={"accuracy": 1.0}, timeout_s=20.0)) as scorer:
         (scored,) = scorer.score([group_of(prompt_of("3", "math"), *texts)])
-        assert time.monotonic() - started < 10.0
+        assert scorer.stats.num_timeouts == 0
     assert totals([scored]) == [[0.0, 1.0, 0.0]]
-    assert scored.rewards[0].reasons == {"accuracy": "timeout"}
-    assert scored.rewards[2].reasons != {"accuracy": "timeout"}
 
 
 def test_a_broken_rule_stops_the_run_by_name():
@@ -162,6 +167,25 @@ def test_a_worker_killed_between_two_calls_is_replaced(pause_s):
         ]
         assert len(rewards) == 6
         assert first_pid not in {int(reward.total) for reward in rewards}
+
+
+def test_each_data_set_is_scored_by_its_own_mix_at_each_step():
+    good = "<think>we add both numbers</think><answer>3</answer>"
+    math = prompt_of("3", dataset="math", language="en")
+    style = prompt_of("", "none", dataset="style", language="en")
+    config = RewardConfig(
+        weights={"accuracy": 1.0, "language": 1.0},
+        mixes={"style": {"format": 2.0, "language": 1.0}},
+        schedules={"format": {1300: 1.0}},
+    )
+    with RewardScorer(config) as scorer:
+        groups = [group_of(math, good, good + "?"), group_of(style, good)]
+        assert totals(scorer.score(groups, step=1299)) == [[2.0, 2.0], [1.0]]
+        scored = scorer.score(groups, step=1300)
+    assert totals(scored) == [[2.0, 2.0], [3.0]]
+    assert scored[1].rewards[0].parts == {"format": 1.0, "language": 1.0}
+    assert scored[1].rewards[0].weights == {"format": 2.0, "language": 1.0}
+    assert scored[1].rewards[0].reasons["language"] == "4 of 4 words are en"
 
 
 def test_two_workers_share_the_groups():

@@ -27,7 +27,12 @@ def make_group(prompt_id, texts):
         )
         for g, text in enumerate(texts)
     )
-    reward = Reward(total=1.0, parts={"accuracy": 1.0}, reasons={"accuracy": "equal to 4"})
+    reward = Reward(
+        total=0.5,
+        parts={"accuracy": 1.0},
+        reasons={"accuracy": "equal to 4"},
+        weights={"accuracy": 0.5},
+    )
     return ScoredGroup(group=RolloutGroup(prompt, rollouts), rewards=(reward,) * len(texts))
 
 
@@ -45,8 +50,9 @@ def test_a_line_says_what_was_asked_answered_and_earned(tmp_path):
             "question": "2 + 2 =",
             "answer": "4",
             "response": "4",
-            "reward": 1.0,
+            "reward": 0.5,
             "parts": {"accuracy": 1.0},
+            "weights": {"accuracy": 0.5},
             "reasons": {"accuracy": "equal to 4"},
             "finish_reason": "stop",
             "tokens": 3,

@@ -1,0 +1,153 @@
+"""Language consistency: the share of target-language words in the reasoning.
+
+DeepSeek-R1 (arXiv:2501.12948v2) section 3.2.1, Eq. 7: target-language words over all words of the
+chain of thought. The paper does not say how words are found or told apart. Here a word is a run of
+letters; of scripts written without spaces, each character counts as one. Its script decides where
+that is enough (English or Chinese); words whose script the target shares with other languages
+(English or French) are identified in windows of 8 by py3langid. Code, formulas, numbers, single
+letters, abbreviations and names are not counted.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from megatron_r1.data.languages import LANGUAGES, SCRIPTS
+from megatron_r1.rewards.reasoning import reasoning_of
+from megatron_r1.types import Prompt, Rollout
+
+if TYPE_CHECKING:
+    from py3langid.langid import LanguageIdentifier
+
+WINDOW_WORDS = 8
+"""At 8 words py3langid names 64 of 64 windows of `tests/rewards/sentences.tsv` rightly, at 2 words
+0.89 of them."""
+_MIN_WINDOW_WORDS = 4
+_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI")
+_NOT_PROSE = re.compile(
+    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\\\[.*?\\\]|\\\(.*?\\\)"
+    r"|\\begin\{(\w+\*?)\}.*?\\end\{\1\}|https?://\S+|\\[a-zA-Z]+(?:\{[^{}]*\})*|<[^<>\n]{1,40}>",
+    re.DOTALL,
+)
+_RUN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_IDENTIFIER = re.compile(r"\w*[\d_]\w*|\w+\(|\w+(?:\.\w+)+(?=\W|$)")
+_SENTENCE_END = re.compile(r"[.!?:;。！？\n]\s*[\"'(\[]*\s*$|^\s*$")
+
+
+def language(prompt: Prompt, rollout: Rollout) -> tuple[float, str]:
+    """From 0 to 1. A thought of formulas alone is worth 1, no thought at all 0.
+
+    The target is the prompt's `language`, or the language of its question.
+    """
+    target = prompt.language or language_of(prompt.question)
+    thought = reasoning_of(rollout.text)
+    if not thought.strip():
+        return 0.0, "no reasoning"
+    own, other = count_words(thought, target)
+    total = own + len(other)
+    if total == 0:
+        return 1.0, "no words to judge"
+    examples = f", not {' '.join(other[:5])!r}" if other else ""
+    return own / total, f"{own} of {total} words are {target}{examples}"
+
+
+def count_words(text: str, target: str) -> tuple[int, list[str]]:
+    """How many words are of the target language, and which are not."""
+    scripts = SCRIPTS[target]
+    own, other, shared = 0, [], []
+    for word in words_of(text):
+        script = _script_of(word)
+        if script not in scripts:
+            other.append(word)
+        elif len(_sharing(script)) > 1 and script not in _UNSPACED:
+            shared.append(word)
+        else:
+            own += 1
+    for window in _windows(shared):
+        if len(window) < _MIN_WINDOW_WORDS or _identify(" ".join(window), target) == target:
+            own += len(window)
+        else:
+            other += window
+    return own, other
+
+
+def words_of(text: str) -> list[str]:
+    """Words of prose, in order: without code, formulas, numbers, abbreviations and names."""
+    text = unicodedata.normalize("NFC", _NOT_PROSE.sub("\n", text))
+    text = _IDENTIFIER.sub(" ", text)
+    words = []
+    for found in _RUN.finditer(text):
+        run = found.group()
+        if _script_of(run) in _UNSPACED:
+            words += [char for char in run if _script_of(char) != "LATIN"]
+        elif not _is_symbol_or_name(run, text[max(0, found.start() - 8) : found.start()]):
+            words.append(run)
+    return words
+
+
+def language_of(text: str) -> str:
+    """The language of a question; English where nothing tells."""
+    words = words_of(text)
+    counts: dict[str, int] = {}
+    for word in words:
+        counts[_script_of(word)] = counts.get(_script_of(word), 0) + 1
+    if counts.get("HIRAGANA", 0) + counts.get("KATAKANA", 0) > 0.1 * len(words):
+        return "ja"
+    script = max(counts, key=lambda name: counts[name], default="LATIN")
+    if script == "CJK":
+        return "zh"
+    candidates = _sharing(script)
+    if not candidates:
+        return "en"
+    if len(candidates) == 1:
+        return candidates[0]
+    if len(words) < _MIN_WINDOW_WORDS and "en" in candidates:
+        return "en"
+    return _identifier(candidates).classify(" ".join(words))[0]
+
+
+def _is_symbol_or_name(run: str, before: str) -> bool:
+    """A single letter, an abbreviation (DNA), or a capital inside a sentence (Euler).
+
+    German writes nouns so; they are not counted either way. A name that starts a sentence counts.
+    """
+    if len(run) == 1 or (run.isupper() and len(run) <= 5):
+        return True
+    return run[0].isupper() and not _SENTENCE_END.search(before)
+
+
+def _windows(words: Sequence[str]) -> list[list[str]]:
+    """Slices of 8; a short last one joins the one before."""
+    slices = [list(words[i : i + WINDOW_WORDS]) for i in range(0, len(words), WINDOW_WORDS)]
+    if len(slices) > 1 and len(slices[-1]) < _MIN_WINDOW_WORDS:
+        slices[-2] += slices.pop()
+    return slices
+
+
+def _identify(text: str, target: str) -> str:
+    return _identifier(_sharing(SCRIPTS[target][0])).classify(text)[0]
+
+
+@lru_cache(maxsize=1 << 14)
+def _script_of(word: str) -> str:
+    name = unicodedata.name(word[0], "OTHER")
+    return name.split()[0].split("-")[0] if not name.startswith("FULLWIDTH") else "LATIN"
+
+
+@lru_cache(maxsize=64)
+def _sharing(script: str) -> tuple[str, ...]:
+    return tuple(language for language in LANGUAGES if script in SCRIPTS[language])
+
+
+@lru_cache(maxsize=8)
+def _identifier(languages: tuple[str, ...]) -> LanguageIdentifier:
+    """py3langid, told which languages there are: 0.8 s and 90 MB for the first."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
+    identifier.set_languages(list(languages))
+    return identifier

@@ -1,0 +1,3 @@
+// expect: does not compile
+#include __FILE__
+#include __FILE__

@@ -1,0 +1,3 @@
+// expect: does not compile
+#include "/dev/zero"
+int main() {}

@@ -1,0 +1,3 @@
+// expect: does not compile
+#include "/etc/shadow"
+int main() {}

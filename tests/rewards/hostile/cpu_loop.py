@@ -1,0 +1,3 @@
+# expect: cpu time
+while True:
+    pass

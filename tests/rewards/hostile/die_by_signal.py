@@ -1,0 +1,4 @@
+# expect: signalled
+import os
+
+os.abort()

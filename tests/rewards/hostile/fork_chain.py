@@ -1,0 +1,7 @@
+# expect: wall time, cpu time, exited
+import os
+import time
+
+while os.fork() == 0:
+    pass
+time.sleep(3600)

@@ -1,0 +1,2 @@
+# expect: cpu time, exited, memory
+print(len(str(9 ** (9**9))))

@@ -1,0 +1,2 @@
+# expect: exited
+x = b"x" * (1 << 36)

@@ -1,0 +1,5 @@
+# expect: output
+import sys
+
+while True:
+    sys.stderr.write("x" * 10_000)

@@ -1,0 +1,4 @@
+# expect: wall time
+import time
+
+time.sleep(3600)

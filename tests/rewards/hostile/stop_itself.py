@@ -1,0 +1,5 @@
+# expect: wall time
+import os
+import signal
+
+os.kill(os.getpid(), signal.SIGSTOP)

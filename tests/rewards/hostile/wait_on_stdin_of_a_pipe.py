@@ -1,0 +1,5 @@
+# expect: wall time
+import os
+
+reader, _ = os.pipe()
+os.read(reader, 1)
