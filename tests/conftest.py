@@ -24,11 +24,21 @@ class OneRank:
 
     def policy(self, config, *, seed: int = 7):
         from megatron_r1.models.policy import Policy
+
+        layout = self.layout(config.parallel)
+        return Policy(config.model, layout, config.precision, self.host, seed=seed)
+
+    def layout(self, parallel):
+        from torch.distributed.distributed_c10d import _world
+
         from megatron_r1.parallel.layout import enter_layout
 
-        if self._layout is None or self._layout.config != config.parallel:
-            self._layout = enter_layout(config.parallel, seed=1)
-        return Policy(config.model, self._layout, config.precision, self.host, seed=seed)
+        known = self._layout
+        # What is tested may have entered a layout of its own, which ended this one.
+        is_alive = known is not None and known.tp.group in _world.pg_map
+        if not is_alive or known.config != parallel:
+            self._layout = enter_layout(parallel, seed=1)
+        return self._layout
 
 
 @pytest.fixture(scope="session")

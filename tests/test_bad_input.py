@@ -88,7 +88,7 @@ def test_wrong_type():
 
 def test_degrees_that_do_not_divide_the_world():
     message = refused("parallel.tensor=2", "rollout.max_response_tokens=64", WORLD_SIZE="3")
-    assert "2 * 1 = 2 does not divide the world size 3" in message
+    assert "2 * 1 * 1 = 2 does not divide the world size 3" in message
     assert "Choose a product out of 1, 3" in message
 
 

@@ -10,7 +10,6 @@ import torch
 
 from megatron_r1.config.algo import GrpoConfig, LossReduction
 from megatron_r1.config.parallel import ParallelConfig
-from megatron_r1.parallel.layout import enter_layout
 from megatron_r1.trainers.minibatches import plan_minibatches, split_phase, train_rows
 from megatron_r1.types import FinishReason, Prompt, Reward, Rollout, RolloutGroup, ScoredGroup
 
@@ -101,7 +100,7 @@ def test_seed_and_phase_decide_the_split():
 @pytest.mark.megatron
 @pytest.mark.parametrize("reduction", list(LossReduction))
 def test_weights_of_a_phase_are_shares_of_each_minibatch(reduction, one_rank):
-    samplers = enter_layout(ParallelConfig(), seed=1).dp_cp
+    samplers = one_rank.layout(ParallelConfig()).dp_cp
     config = GrpoConfig(loss_reduction=reduction)
     rows = train_rows([scored_group([0, 1, 1, 0], draw=draw) for draw in range(4)], config)
     minibatches = split_phase(
