@@ -42,7 +42,7 @@ def main(mode: str, directory: Path, model_name: str, layouts: str = "[]") -> No
     stop_process_group()
 
 
-def build(host: Host, model_name: str, parallel: dict[str, Any]) -> Any:
+def build(host: Host, model_name: str, parallel: dict[str, Any], *others: str) -> Any:
     from megatron_r1.config.load import load_config
     from megatron_r1.config.optimizer import OptimizerConfig
     from megatron_r1.models.policy import Policy
@@ -58,7 +58,7 @@ def build(host: Host, model_name: str, parallel: dict[str, Any]) -> Any:
         overrides.append("model.num_mtp_layers=1")
     overrides += ["rollout.max_response_tokens=32", "parallel.max_tokens_per_microbatch=160"]
     overrides += [f"parallel.{name}={value}" for name, value in parallel.items()]
-    config = load_config(overrides)
+    config = load_config([*overrides, *others])
     config.validate(dist.get_world_size())
     layout = enter_layout(config.parallel, seed=1)
     policy = Policy(config.model, layout, config.precision, host, seed=7)

@@ -16,7 +16,7 @@ from megatron_r1.checkpoint.hf_export import export_hf
 from megatron_r1.checkpoint.hf_import import import_hf
 from megatron_r1.config.load import load_config
 from tests.checkpoint.hub import differences, write_with_transformers
-from tests.distributed.conversion_worker import LAYOUTS, layout_name
+from tests.distributed.conversion_worker import LAYOUTS, NO_MTP, layout_name
 
 WORKER = Path(__file__).with_name("conversion_worker.py")
 ROOT = Path(__file__).parents[2]
@@ -38,8 +38,7 @@ def run_ranks(world_size: int, *arguments: object) -> None:
 
 @pytest.mark.parametrize(("model", "world_size"), sorted(LAYOUTS))
 def test_what_any_layout_saved_is_exported_byte_for_byte(model, world_size, tmp_path):
-    overrides = ["model.vocab_size=509", "data.max_prompt_tokens=64"]
-    overrides += ["rollout.max_response_tokens=32"]
+    overrides = ["model.vocab_size=509", "model.num_layers=5", NO_MTP]
     config = load_config([f"model={model}", *overrides]).model
     hub = write_with_transformers(tmp_path / "hub", config, dtype=torch.bfloat16)
     import_hf(hub, tmp_path / "megatron", show_progress=False)
