@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,12 @@ class PolicyWeights:
             CheckpointError: a weight is NaN or infinite, or cannot be read.
         """
         place = place_of(mapping.megatron, self.config)
-        tensors = to_hf(mapping, self.tensors.part(place.key, place.index), self.config)
+        if mapping.form is Form.rows:  # each by itself: in the file as it is, most often
+            ends = list(accumulate(shape[0] for shape in mapping.shapes))
+            spans = map(range, [0, *ends], ends)
+            tensors = tuple(self.tensors.part(place.key, place.index, span) for span in spans)
+        else:
+            tensors = to_hf(mapping, self.tensors.part(place.key, place.index), self.config)
         for tensor in tensors:
             check_finite(tensor, mapping.megatron, self.tensors.file(place.key, place.index))
         return tensors

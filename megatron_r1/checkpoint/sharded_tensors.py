@@ -94,26 +94,37 @@ class ShardedReader:
         self._parts: dict[tuple[str, int], dict[Index, list[Chunk]]] = {}
         self._check_sizes()
 
-    def part(self, key: str, index: Index = ()) -> Tensor:
-        """A part of a tensor: a map of the file where one chunk holds it all, otherwise a copy.
+    def part(self, key: str, index: Index = (), rows: range | None = None) -> Tensor:
+        """A part of a tensor, or some of its rows (a range along its first dim).
+
+        A map of the file where one chunk is just that, otherwise a copy.
 
         Raises:
             CheckpointError: chunks are missing or cannot be read.
         """
-        shape = self.specs[key].shape[len(index) :]
-        chunks = self._chunks_of(key, len(index)).get(index, [])
-        if len(chunks) == 1 and chunks[0].sizes[len(index) :] == shape:
-            return self._read(chunks[0]).view(shape)
-        if sum(prod(chunk.sizes) for chunk in chunks) != prod(shape):
+        stacked = len(index)
+        shape = self.specs[key].shape[stacked:]
+        rows = range(shape[0]) if rows is None else rows
+        whole_shape = (len(rows), *shape[1:])
+        pieces = []
+        for chunk in self._chunks_of(key, stacked).get(index, []):
+            offsets, sizes = chunk.offsets[stacked:], chunk.sizes[stacked:]
+            first = max(offsets[0], rows.start)
+            last = min(offsets[0] + sizes[0], rows.stop)
+            if first < last:
+                piece = self._read(chunk).view(sizes)[first - offsets[0] : last - offsets[0]]
+                if piece.shape == whole_shape:
+                    return piece
+                pieces.append(((first - rows.start, *offsets[1:]), piece))
+        if sum(piece.numel() for _, piece in pieces) != prod(whole_shape):
             raise CheckpointError(
-                f"{self.path} lacks pieces of {key}{list(index) or ''}: the {len(chunks)} that are "
-                f"there do not make up {list(shape)}"
+                f"{self.path} lacks pieces of {key}{list(index) or ''}: the {len(pieces)} that are "
+                f"there do not make up {list(whole_shape)}"
             )
-        whole = torch.empty(shape, dtype=self.specs[key].dtype)
-        for chunk in chunks:
-            offsets, sizes = chunk.offsets[len(index) :], chunk.sizes[len(index) :]
-            place = tuple(slice(o, o + s) for o, s in zip(offsets, sizes, strict=True))
-            whole[place] = self._read(chunk).view(sizes)
+        whole = torch.empty(whole_shape, dtype=self.specs[key].dtype)
+        for offsets, piece in pieces:
+            ends = (offset + size for offset, size in zip(offsets, piece.shape, strict=True))
+            whole[tuple(slice(*span) for span in zip(offsets, ends, strict=True))] = piece
         return whole
 
     def file(self, key: str, index: Index = ()) -> Path:
