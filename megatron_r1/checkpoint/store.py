@@ -54,6 +54,8 @@ class LoopState:
     step: int = 0
     """Policy updates made."""
     prompts_drawn: int = 0
+    kl_coefficient: float | None = None
+    """Of an objective that adapts one; None before its first phase, and with the others."""
 
 
 class CheckpointStore:

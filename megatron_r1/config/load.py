@@ -34,7 +34,11 @@ from megatron_r1.errors import ConfigError, UserError
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 
 _SCHEMAS = {
-    "algo": {"grpo_schema": algo.GrpoConfig},
+    "algo": {
+        "cispo_schema": algo.CispoConfig,
+        "grpo_schema": algo.GrpoConfig,
+        "kl_penalty_schema": algo.KlPenaltyConfig,
+    },
     "cluster": {"local_schema": cluster.ClusterConfig},
     "data": {"prompts_schema": data.DataConfig},
     "model": {

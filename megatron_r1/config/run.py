@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_r1.config.algo import GrpoConfig
+from megatron_r1.config.algo import AlgoConfig, KlPenaltyConfig
 from megatron_r1.config.cluster import ClusterConfig
 from megatron_r1.config.data import DataConfig, PromptSourceKind
 from megatron_r1.config.model import DeepseekV3Config, ModelConfig, Qwen2Config
@@ -14,7 +14,7 @@ from megatron_r1.config.parallel import ParallelConfig
 from megatron_r1.config.precision import PrecisionConfig
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.config.rollout import RolloutConfig
-from megatron_r1.config.stage import StageConfig, TinyBaseConfig, TinyR1ZeroConfig
+from megatron_r1.config.stage import R1ZeroConfig, StageConfig, TinyBaseConfig, TinyR1ZeroConfig
 from megatron_r1.config.telemetry import TelemetryConfig
 from megatron_r1.errors import ConfigError
 
@@ -49,7 +49,7 @@ class RunConfig:
     stage: StageConfig
     model: ModelConfig
     parallel: ParallelConfig
-    algo: GrpoConfig
+    algo: AlgoConfig
     reward: RewardConfig
     data: DataConfig
     rollout: RolloutConfig
@@ -68,6 +68,7 @@ class RunConfig:
         _check_model_fits_degrees(self.model, self.parallel)
         _check_lengths(self)
         _check_stage(self)
+        _check_algo(self)
 
 
 def _check_lengths(config: RunConfig) -> None:
@@ -114,6 +115,25 @@ def _check_stage(config: RunConfig) -> None:
                     f"{setting} = {value} has no meaning for stage.name = {stage.name}, which "
                     "makes its own base model and tokenizer. Leave it out, or use stage=r1_zero"
                 )
+
+
+def _check_algo(config: RunConfig) -> None:
+    """What an objective asks of the stage that trains with it."""
+    stage = config.stage.zero if isinstance(config.stage, TinyR1ZeroConfig) else config.stage
+    if not isinstance(stage, R1ZeroConfig):
+        return  # no rollouts
+    if isinstance(config.algo, KlPenaltyConfig) and stage.steps_per_phase < 2:
+        raise ConfigError(
+            f"algo.name = {config.algo.name} adapts its coefficient to how far the updates of one "
+            "phase move the policy, and with steps_per_phase = 1 there is nothing to measure. Set "
+            "stage.steps_per_phase to 2 or more"
+        )
+    cache, longest = config.algo.overlong_cache_tokens, config.rollout.max_response_tokens
+    if cache > longest:
+        raise ConfigError(
+            f"algo.overlong_cache_tokens = {cache} exceeds rollout.max_response_tokens = {longest}."
+            f" Set it below that; DAPO's is a fifth, {longest // 5}"
+        )
 
 
 def _divisors(number: int) -> str:

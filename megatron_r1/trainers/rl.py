@@ -12,23 +12,30 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from megatron_r1.algos.grpo import grpo_loss
+from megatron_r1.algos.kl_penalty import adapt_coefficient
+from megatron_r1.algos.objective import policy_loss
 from megatron_r1.checkpoint.store import REFERENCE, CheckpointStore, LoopState
-from megatron_r1.config.algo import GrpoConfig
+from megatron_r1.config.algo import AlgoConfig, KlPenaltyConfig
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.config.stage import R1ZeroConfig
 from megatron_r1.data.prompts import PromptSource
 from megatron_r1.errors import UserError
 from megatron_r1.models.weight_bank import WeightBank
-from megatron_r1.parallel.exchange import broadcast_object, sum_pairs
+from megatron_r1.parallel.exchange import all_gather_objects, broadcast_object, sum_pairs
 from megatron_r1.rewards.scorer import RewardScorer
 from megatron_r1.rollout.engine import RolloutEngine, SamplingParams
 from megatron_r1.telemetry.recorder import Recorder
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.minibatches import Minibatch, split_phase, train_rows
-from megatron_r1.trainers.rollout_metrics import rollout_metrics
+from megatron_r1.trainers.phase_advantages import complete_advantages
+from megatron_r1.trainers.rollout_metrics import Pair, add_pairs, rollout_metrics
 from megatron_r1.trainers.schedule import learning_rate
+from megatron_r1.trainers.selection import (
+    num_prompts_to_draw,
+    with_overlong_penalty,
+    without_silent_groups,
+)
 from megatron_r1.types import Prompt, RolloutGroup, ScoredGroup, StepResult, TrainBatch
 
 
@@ -51,7 +58,7 @@ class RlConfig:
     """The groups of the configuration that the loop reads."""
 
     stage: R1ZeroConfig
-    algo: GrpoConfig
+    algo: AlgoConfig
     rollout: RolloutConfig
     optimizer: OptimizerConfig
     seed: int
@@ -64,18 +71,20 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
     keep_reference = config.algo.kl_beta > 0
     if keep_reference and REFERENCE not in parts.bank:
         parts.bank.store(REFERENCE)
+    if isinstance(config.algo, KlPenaltyConfig) and state.kl_coefficient is None:
+        state = dataclasses.replace(state, kl_coefficient=config.algo.initial_coefficient)
 
     while state.step < stage.num_steps:
         phase_start = state.step
-        prompts = parts.prompts.take(stage.prompts_per_step * stage.steps_per_phase)
         with recorder.timed("time/rollout_s"):
-            scored = sample_and_score(parts, config, prompts, state)
-        recorder.phase(scored, sum_pairs(phase_metrics(parts, scored), policy.layout.dp))
-        minibatches = deal(parts, config, scored, phase_start)
+            phase = sample_phase(parts, config, state)
+        recorder.phase(phase.sampled, sum_pairs(phase.metrics, policy.layout.dp))
+        minibatches = deal(parts, config, phase.kept, phase_start)
         with recorder.timed("time/logprobs_s"):
             minibatches = [
                 add_logprobs(minibatch, parts, config, keep_reference) for minibatch in minibatches
             ]
+        minibatches = complete_advantages(minibatches, config.algo, policy.layout.dp)
         for minibatch in minibatches:
             with recorder.timed("time/update_s"):
                 result = update(minibatch, parts, config, state)
@@ -83,11 +92,59 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
             recorder.step(state.step, result)
             if keep_reference and _is_due(state.step, stage.reference_refresh_steps):
                 parts.bank.store(REFERENCE)
-        state = dataclasses.replace(state, prompts_drawn=parts.prompts.num_draws)
+        state = dataclasses.replace(
+            state,
+            prompts_drawn=parts.prompts.num_draws,
+            kl_coefficient=next_coefficient(config.algo, state.kl_coefficient, result),
+        )
         if _checkpoint_due(phase_start, state.step, stage):
             with recorder.timed("time/checkpoint_s"):
                 parts.store.save(state, policy, parts.megatron_step.optimizer, parts.bank)
     return state
+
+
+@dataclass(frozen=True)
+class Phase:
+    """This replica's share of one rollout phase."""
+
+    sampled: list[ScoredGroup]
+    """All groups, in the order of their prompts."""
+    kept: list[ScoredGroup]
+    """Those that are trained on."""
+    metrics: dict[str, Pair]
+    """Of all that was sampled; they add up over replicas."""
+
+
+def sample_phase(parts: RlParts, config: RlConfig, state: LoopState) -> Phase:
+    """Sample and score the prompts of one phase; draw others for groups that teach nothing.
+
+    Dynamic sampling, DAPO (arXiv:2503.14476) section 3.2: with `algo.sampling_rounds` > 1 rounds go
+    on until the phase is full or the rounds are used up; then it is smaller. Groups beyond a full
+    phase are left out, the last drawn first.
+    """
+    algo, dp = config.algo, parts.megatron_step.policy.layout.dp
+    wanted = config.stage.prompts_per_step * config.stage.steps_per_phase
+    sampled: list[ScoredGroup] = []
+    kept: list[ScoredGroup] = []
+    kept_draws: list[int] = []  # of all replicas
+    metrics: dict[str, Pair] = {}
+    num_drawn = num_rounds = 0
+    while num_rounds < algo.sampling_rounds and len(kept_draws) < wanted:
+        num_prompts = num_prompts_to_draw(
+            wanted, drawn=num_drawn, kept=len(kept_draws), multiple=dp.size
+        )
+        scored = sample_and_score(parts, config, parts.prompts.take(num_prompts), state)
+        metrics = add_pairs(metrics, phase_metrics(parts, scored))
+        sampled += scored
+        kept += without_silent_groups(scored) if algo.drop_zero_std_groups else scored
+        own_draws = [group.group.prompt.draw for group in kept]
+        kept_draws = sorted(draw for part in all_gather_objects(own_draws, dp) for draw in part)
+        num_drawn, num_rounds = num_drawn + num_prompts, num_rounds + 1
+    chosen = set(kept_draws[:wanted])
+    kept = [group for group in kept if group.group.prompt.draw in chosen]
+    metrics["rollout/sampling_rounds"] = (float(num_rounds), 1.0)
+    metrics["rollout/unused_group_frac"] = (float(len(sampled) - len(kept)), float(len(sampled)))
+    return Phase(sampled=sampled, kept=kept, metrics=metrics)
 
 
 def sample_and_score(
@@ -103,7 +160,17 @@ def sample_and_score(
         weight_version=state.step,
         on_progress=parts.recorder.on_rollouts(len(own) * params.num_samples),
     )
-    return score_on_leader(groups, own, parts)
+    scored = score_on_leader(groups, own, parts)
+    if config.algo.overlong_cache_tokens == 0:
+        return scored
+    return [
+        with_overlong_penalty(
+            group,
+            max_response_tokens=params.max_response_tokens,
+            cache_tokens=config.algo.overlong_cache_tokens,
+        )
+        for group in scored
+    ]
 
 
 def score_on_leader(
@@ -129,7 +196,7 @@ def score_on_leader(
     return [ScoredGroup(group=g, rewards=r) for g, r in zip(collected, rewards, strict=True)]
 
 
-def phase_metrics(parts: RlParts, scored: Sequence[ScoredGroup]) -> dict[str, tuple[float, float]]:
+def phase_metrics(parts: RlParts, scored: Sequence[ScoredGroup]) -> dict[str, Pair]:
     """Sums over this replica's rollouts, with what its reward workers had to give up on."""
     metrics = rollout_metrics(scored)
     if parts.scorer is not None:
@@ -150,12 +217,12 @@ def sampling_params(rollout: RolloutConfig, num_samples: int, seed: int) -> Samp
 
 
 def deal(
-    parts: RlParts, config: RlConfig, scored: Sequence[ScoredGroup], phase_start: int
+    parts: RlParts, config: RlConfig, kept: Sequence[ScoredGroup], phase_start: int
 ) -> list[Minibatch]:
     """Advantages on whole groups, then rows to minibatches and replicas."""
     policy = parts.megatron_step.policy
     return split_phase(
-        train_rows(scored, config.algo),
+        train_rows(kept, config.algo),
         num_minibatches=config.stage.steps_per_phase,
         seed=(config.seed, phase_start),
         config=config.algo,
@@ -195,12 +262,20 @@ def update(minibatch: Minibatch, parts: RlParts, config: RlConfig, state: LoopSt
         return StepResult(metrics={}, skipped=True)
     return parts.megatron_step.train_step(
         minibatch.batch,
-        partial(grpo_loss, config=config.algo),
+        policy_loss(config.algo, kl_coefficient=state.kl_coefficient),
         lr=learning_rate(state.step, config.stage.num_steps, config.optimizer),
         num_sequences=minibatch.num_rollouts,
         temperature=config.rollout.temperature,
         on_micro_batch=parts.recorder.on_micro_batch("update"),
     )
+
+
+def next_coefficient(algo: AlgoConfig, current: float | None, last: StepResult) -> float | None:
+    """Adapt it to the KL that a phase's updates reached, as its last minibatch measured it; the
+    update on that one is not in it."""
+    if not isinstance(algo, KlPenaltyConfig) or last.skipped:
+        return current
+    return adapt_coefficient(current, kl=last.metrics["algo/kl_old"], target_kl=algo.target_kl)
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -33,3 +33,12 @@ def rollout_metrics(scored: Sequence[ScoredGroup]) -> dict[str, Pair]:
     for part in parts:
         metrics[f"reward/{part}"] = (sum(reward.parts[part] for reward in rewards), count)
     return metrics
+
+
+def add_pairs(one: Mapping[str, Pair], other: Mapping[str, Pair]) -> dict[str, Pair]:
+    """Numerators and denominators added up; a metric that one side lacks counts as (0, 0)."""
+    none = (0.0, 0.0)
+    return {
+        name: tuple(a + b for a, b in zip(one.get(name, none), other.get(name, none), strict=True))
+        for name in one.keys() | other.keys()
+    }

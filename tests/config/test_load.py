@@ -132,3 +132,16 @@ def test_impossible_combinations_name_values_and_a_way_out(overrides, world_size
     text = message(*short, *overrides, world_size=world_size)
     for word in words:
         assert word in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ("algo=dapo algo.drop_zero_std_groups=false", "algo.sampling_rounds = 10 replaces"),
+        ("algo=rloo algo.advantage_norm=std", "algo.kl_place = rollout_reward with"),
+        ("algo=kl_penalty stage.steps_per_phase=1", "with steps_per_phase = 1 there is nothing"),
+        ("algo.overlong_cache_tokens=65", "exceeds rollout.max_response_tokens = 64"),
+    ],
+)
+def test_objectives_that_do_not_fit(overrides, expected):
+    assert expected in message("rollout.max_response_tokens=64", *overrides.split())

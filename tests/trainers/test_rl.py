@@ -54,6 +54,12 @@ def toy_rule():
 
 def rewards_of_training(one_rank, tokenizer, run_dir: Path, *choices: str) -> list[float]:
     """Mean reward of each rollout phase."""
+    rows = train(one_rank, tokenizer, run_dir, *choices)
+    return [row["reward/mean"] for row in rows if "reward/mean" in row]
+
+
+def train(one_rank, tokenizer, run_dir: Path, *choices: str) -> list[dict]:
+    """The metrics of every step of a run."""
     config = load_config([*OVERRIDES, *choices])
     step = MegatronStep(one_rank.policy(config), config.optimizer)
     num_steps = config.stage.num_steps
@@ -80,8 +86,11 @@ def rewards_of_training(one_rank, tokenizer, run_dir: Path, *choices: str) -> li
         )
         assert train_rl(parts, settings, LoopState()).step == num_steps
     recorder.close()
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [row["reward/mean"] for row in rows if "reward/mean" in row]
+    return metrics_of(run_dir)
+
+
+def metrics_of(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("model", ["tiny_v3", "tiny_dense"])
@@ -93,3 +102,44 @@ def test_a_tiny_policy_learns_a_toy_reward(algo, model, one_rank, tokenizer, toy
     assert len(rewards) == 12
     assert rewards[0] == pytest.approx(0.5, abs=0.1)  # as many even ids as odd ones
     assert rewards[-1] > 0.9
+
+
+# Where it takes more than the choice itself to learn within 24 updates.
+OBJECTIVES = {
+    "dr_grpo": [],
+    "dapo": [],
+    # Its clip lets a policy of one phase move by a few ten-thousandths.
+    "gspo": ["algo.clip_eps_low=0.2", "algo.clip_eps_high=0.2"],
+    "cispo": [],
+    "rloo": ["algo.kl_beta=0.001"],
+    "reinforce_pp": [],
+    "kl_penalty": [],
+}
+
+
+@pytest.mark.parametrize("algo", OBJECTIVES)
+def test_every_objective_learns_a_toy_reward(algo, one_rank, tokenizer, toy_rule, tmp_path):
+    choices = ["model=tiny_dense", f"algo={algo}", *OBJECTIVES[algo]]
+    rewards = rewards_of_training(one_rank, tokenizer, tmp_path / "run", *choices)
+    assert rewards[0] == pytest.approx(0.5, abs=0.1)
+    assert rewards[-1] > 0.8
+
+
+def test_the_kl_coefficient_follows_the_kl(one_rank, tokenizer, toy_rule, tmp_path):
+    choices = ["model=tiny_dense", "algo=kl_penalty", "stage.num_steps=6", "algo.target_kl=1e-9"]
+    rows = train(one_rank, tokenizer, tmp_path / "run", *choices)
+    # Every phase moves the policy by more than a billionth of a nat: 1, 2, 4, for two steps each.
+    assert [row["algo/kl_coefficient"] for row in rows] == [1, 1, 2, 2, 4, 4]
+    assert all(row["algo/kl_old"] > 1.5e-9 for row in rows[1::2])
+
+
+def test_dynamic_sampling_fills_a_phase_or_says_so(one_rank, tokenizer, toy_rule, tmp_path):
+    # Two rollouts of one token: half of the groups are both even or both odd.
+    few = ["stage.rollouts_per_prompt=2", "rollout.max_response_tokens=1", "stage.num_steps=2"]
+    choices = ["model=tiny_dense", "algo=dapo", *few]
+    filled = train(one_rank, tokenizer, tmp_path / "filled", *choices)[0]
+    assert 1 < filled["rollout/sampling_rounds"] <= 10
+    assert filled["rollout/unused_group_frac"] >= filled["algo/zero_std_group_frac"] > 0.1
+    once = train(one_rank, tokenizer, tmp_path / "once", *choices, "algo.sampling_rounds=1")[0]
+    assert once["rollout/sampling_rounds"] == 1
+    assert once["rollout/unused_group_frac"] == once["algo/zero_std_group_frac"] > 0
