@@ -16,7 +16,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -56,6 +56,10 @@ class LoopState:
     prompts_drawn: int = 0
     kl_coefficient: float | None = None
     """Of an objective that adapts one; None before its first phase, and with the others."""
+    kl_ref: float | None = None
+    """Nats per token to the reference, as the last phase's last update measured it."""
+    watched: Sequence[Mapping[str, float]] = ()
+    """What the reward-hacking monitor remembers."""
 
 
 class CheckpointStore:

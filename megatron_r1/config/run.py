@@ -9,6 +9,7 @@ from megatron_r1.config.algo import AlgoConfig, KlPenaltyConfig
 from megatron_r1.config.cluster import ClusterConfig
 from megatron_r1.config.data import DataConfig, PromptSourceKind
 from megatron_r1.config.model import DeepseekV3Config, ModelConfig, Qwen2Config
+from megatron_r1.config.monitor import MonitorConfig
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.parallel import ParallelConfig
 from megatron_r1.config.precision import PrecisionConfig
@@ -51,6 +52,7 @@ class RunConfig:
     parallel: ParallelConfig
     algo: AlgoConfig
     reward: RewardConfig
+    monitor: MonitorConfig
     data: DataConfig
     rollout: RolloutConfig
     precision: PrecisionConfig
@@ -69,6 +71,7 @@ class RunConfig:
         _check_lengths(self)
         _check_stage(self)
         _check_algo(self)
+        _check_monitor(self)
 
 
 def _check_lengths(config: RunConfig) -> None:
@@ -133,6 +136,29 @@ def _check_algo(config: RunConfig) -> None:
         raise ConfigError(
             f"algo.overlong_cache_tokens = {cache} exceeds rollout.max_response_tokens = {longest}."
             f" Set it below that; DAPO's is a fifth, {longest // 5}"
+        )
+
+
+def _check_monitor(config: RunConfig) -> None:
+    """What the monitor is told to watch is there."""
+    monitor, parts = config.monitor, config.reward.weights
+    needed = [*monitor.learned, monitor.verified] if monitor.learned else []
+    missing = [part for part in needed if part not in parts]
+    if missing:
+        raise ConfigError(
+            f"monitor.learned = {monitor.learned} with monitor.verified = {monitor.verified} "
+            f"watches {', '.join(missing)}, which reward.weights = {parts} lacks. Add it there; "
+            "with weight 0 it is scored and not trained on"
+        )
+    if monitor.heldout_prompts > config.data.heldout_problems:
+        raise ConfigError(
+            f"monitor.heldout_prompts = {monitor.heldout_prompts} exceeds data.heldout_problems = "
+            f"{config.data.heldout_problems}. Lower the one or raise the other"
+        )
+    if monitor.kl_budget > 0 and config.algo.kl_beta == 0:
+        raise ConfigError(
+            f"monitor.kl_budget = {monitor.kl_budget} needs a reference policy, and algo.kl_beta = "
+            "0 keeps none. Set algo.kl_beta to a small number, or the budget to 0"
         )
 
 

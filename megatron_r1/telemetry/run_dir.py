@@ -25,7 +25,14 @@ from megatron_r1.errors import RunDirError
 from megatron_r1.telemetry.files import replace_file
 
 _LOCK = ".lock"
-_MAY_CHANGE_GROUPS = ("run.", "parallel.", "cluster.", "telemetry.", "stage.evaluation.")
+_MAY_CHANGE_GROUPS = (
+    "run.",
+    "parallel.",
+    "cluster.",
+    "telemetry.",
+    "monitor.",
+    "stage.evaluation.",
+)
 _MAY_CHANGE = (
     ".num_steps",
     ".checkpoint_every_steps",

@@ -16,12 +16,14 @@ from megatron_r1.algos.kl_penalty import adapt_coefficient
 from megatron_r1.algos.objective import policy_loss
 from megatron_r1.checkpoint.store import REFERENCE, CheckpointStore, LoopState
 from megatron_r1.config.algo import AlgoConfig, KlPenaltyConfig
+from megatron_r1.config.monitor import MonitorConfig
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.config.stage import R1ZeroConfig
 from megatron_r1.data.prompts import PromptSource
 from megatron_r1.errors import UserError
 from megatron_r1.models.weight_bank import WeightBank
+from megatron_r1.monitor.rules import Finding
 from megatron_r1.parallel.exchange import all_gather_objects, broadcast_object, sum_pairs
 from megatron_r1.rewards.scorer import RewardScorer
 from megatron_r1.rollout.engine import RolloutEngine, SamplingParams
@@ -36,6 +38,7 @@ from megatron_r1.trainers.selection import (
     with_overlong_penalty,
     without_silent_groups,
 )
+from megatron_r1.trainers.watch import RewardHackError, monitor_metrics, observe, stop_message
 from megatron_r1.types import Prompt, RolloutGroup, ScoredGroup, StepResult, TrainBatch
 
 
@@ -59,13 +62,18 @@ class RlConfig:
 
     stage: R1ZeroConfig
     algo: AlgoConfig
+    monitor: MonitorConfig
     rollout: RolloutConfig
     optimizer: OptimizerConfig
     seed: int
 
 
 def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
-    """Go on from `state` to `config.stage.num_steps` updates. Every rank of the job calls it."""
+    """Go on from `state` to `config.stage.num_steps` updates. Every rank of the job calls it.
+
+    Raises:
+        RewardHackError: the monitor's stop rule ended the run, after a checkpoint.
+    """
     stage, recorder, policy = config.stage, parts.recorder, parts.megatron_step.policy
     parts.prompts.seek(state.prompts_drawn)
     keep_reference = config.algo.kl_beta > 0
@@ -78,7 +86,10 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
         phase_start = state.step
         with recorder.timed("time/rollout_s"):
             phase = sample_phase(parts, config, state)
-        recorder.phase(phase.sampled, sum_pairs(phase.metrics, policy.layout.dp))
+        with recorder.timed("time/monitor_s"):
+            state, findings, watched = watch(phase, parts, config, state)
+        metrics = sum_pairs(phase.metrics, policy.layout.dp)
+        recorder.phase(phase.sampled, metrics | watched)
         minibatches = deal(parts, config, phase.kept, phase_start)
         with recorder.timed("time/logprobs_s"):
             minibatches = [
@@ -96,10 +107,14 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
             state,
             prompts_drawn=parts.prompts.num_draws,
             kl_coefficient=next_coefficient(config.algo, state.kl_coefficient, result),
+            kl_ref=result.metrics.get("algo/kl_ref"),
         )
-        if _checkpoint_due(phase_start, state.step, stage):
+        reason_to_stop = stop_message(findings, config.monitor, state.step)
+        if reason_to_stop or _checkpoint_due(phase_start, state.step, stage):
             with recorder.timed("time/checkpoint_s"):
                 parts.store.save(state, policy, parts.megatron_step.optimizer, parts.bank)
+        if reason_to_stop:
+            raise RewardHackError(reason_to_stop)
     return state
 
 
@@ -214,6 +229,28 @@ def sampling_params(rollout: RolloutConfig, num_samples: int, seed: int) -> Samp
         top_k=rollout.top_k,
         seed=seed,
     )
+
+
+def watch(
+    phase: Phase, parts: RlParts, config: RlConfig, state: LoopState
+) -> tuple[LoopState, list[Finding], dict[str, float]]:
+    """Let the monitor look at a phase, and at held-out prompts where it is told to.
+
+    Returns: the state with what it remembers, what it found, and that as metrics.
+    """
+    monitor = config.monitor
+    if state.step // config.stage.steps_per_phase % monitor.every_phases:
+        return state, [], {}
+    heldout: list[ScoredGroup] = []
+    if monitor.heldout_prompts:
+        # Another seed: these prompts' draws are those of prompts that are trained on.
+        other_draws = dataclasses.replace(config, seed=config.seed + 1)
+        prompts = parts.prompts.heldout_prompts(monitor.heldout_prompts)
+        heldout = sample_and_score(parts, other_draws, prompts, state)
+    dp = parts.megatron_step.policy.layout.dp
+    history, findings = observe(state.watched, phase.sampled, heldout, state.kl_ref, monitor, dp)
+    metrics = monitor_metrics(history[-1], findings)
+    return dataclasses.replace(state, watched=history), findings, metrics
 
 
 def deal(

@@ -48,3 +48,12 @@ def even_tokens(prompt: Prompt, rollout: Rollout) -> tuple[float, str]:
     """The share of even token ids: a toy that a policy learns in seconds."""
     even = sum(token % 2 == 0 for token in rollout.token_ids)
     return even / len(rollout.token_ids), f"{even} of {len(rollout.token_ids)}"
+
+
+def flawed_judge(prompt: Prompt, rollout: Rollout) -> tuple[float, str]:
+    """A reward model's stand-in: it means to like even token ids, and likes 1, 9, 17... much more.
+
+    Whoever believes it unlearns what `even_tokens` verifies.
+    """
+    scores = [3.0 if token % 8 == 1 else float(token % 2 == 0) for token in rollout.token_ids]
+    return sum(scores) / len(scores), "judged"

@@ -17,7 +17,8 @@ from megatron_r1.rollout.inprocess import InProcessEngine
 from megatron_r1.telemetry.recorder import Recorder
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.rl import RlConfig, RlParts, train_rl
-from tests.rewards.rules_for_tests import even_tokens
+from megatron_r1.trainers.watch import RewardHackError
+from tests.rewards.rules_for_tests import even_tokens, flawed_judge
 
 pytestmark = pytest.mark.megatron
 
@@ -37,7 +38,6 @@ OVERRIDES = [
     "stage.reference_refresh_steps=4",
     "optimizer.lr=3e-3",
     "optimizer.warmup_steps=0",
-    "+reward.weights.even_tokens=1.0",
     "~reward.weights.accuracy",
     "~reward.weights.format",
     "telemetry.tensorboard=false",
@@ -47,9 +47,11 @@ OVERRIDES = [
 
 @pytest.fixture
 def toy_rule():
-    RULES["even_tokens"] = even_tokens
+    toys = {"even_tokens": even_tokens, "flawed_judge": flawed_judge}
+    RULES.update(toys)
     yield
-    del RULES["even_tokens"]
+    for name in toys:
+        del RULES[name]
 
 
 def rewards_of_training(one_rank, tokenizer, run_dir: Path, *choices: str) -> list[float]:
@@ -58,9 +60,12 @@ def rewards_of_training(one_rank, tokenizer, run_dir: Path, *choices: str) -> li
     return [row["reward/mean"] for row in rows if "reward/mean" in row]
 
 
-def train(one_rank, tokenizer, run_dir: Path, *choices: str) -> list[dict]:
+def train(
+    one_rank, tokenizer, run_dir: Path, *choices: str, even_tokens_weight: float = 1.0
+) -> list[dict]:
     """The metrics of every step of a run."""
-    config = load_config([*OVERRIDES, *choices])
+    weight = f"+reward.weights.even_tokens={even_tokens_weight}"
+    config = load_config([*OVERRIDES, weight, *choices])
     step = MegatronStep(one_rank.policy(config), config.optimizer)
     num_steps = config.stage.num_steps
     run_dir.mkdir()
@@ -80,6 +85,7 @@ def train(one_rank, tokenizer, run_dir: Path, *choices: str) -> list[dict]:
         settings = RlConfig(
             stage=config.stage,
             algo=config.algo,
+            monitor=config.monitor,
             rollout=config.rollout,
             optimizer=config.optimizer,
             seed=1,
@@ -143,3 +149,39 @@ def test_dynamic_sampling_fills_a_phase_or_says_so(one_rank, tokenizer, toy_rule
     once = train(one_rank, tokenizer, tmp_path / "once", *choices, "algo.sampling_rounds=1")[0]
     assert once["rollout/sampling_rounds"] == 1
     assert once["rollout/unused_group_frac"] == once["algo/zero_std_group_frac"] > 0
+
+
+WATCHED = [
+    "model=tiny_dense",
+    "algo=dr_grpo",
+    "monitor=stop",
+    "monitor.verified=even_tokens",
+    "monitor.heldout_prompts=4",
+    "data.heldout_problems=4",
+]
+
+
+def test_the_monitor_names_a_hack_and_the_stop_rule_ends_the_run(
+    one_rank, tokenizer, toy_rule, tmp_path
+):
+    run_dir = tmp_path / "run"
+    # The flawed judge alone is trained on; what is verified has no weight.
+    choices = ["+reward.weights.flawed_judge=1.0", "monitor.learned=[flawed_judge]"]
+    with pytest.raises(RewardHackError, match="overoptimised: learned .* -> .*, verified .* -> "):
+        train(one_rank, tokenizer, run_dir, *WATCHED, *choices, even_tokens_weight=0.0)
+    rows = metrics_of(run_dir)
+    last_step = rows[-1]["step"]
+    assert 8 <= last_step < 24  # two phases to compare with, and two that are compared
+    assert (run_dir / "checkpoints/latest").read_text() == f"step_{last_step:06d}\n"
+    phases = [row for row in rows if "monitor/alarms" in row]
+    assert [row["monitor/alarm_overoptimised"] for row in phases] == [0] * (len(phases) - 1) + [1]
+    assert phases[-1]["monitor/learned"] > phases[0]["monitor/learned"] + 0.3
+    assert phases[-1]["monitor/verified"] < phases[0]["monitor/verified"]
+
+
+def test_an_honest_reward_raises_no_alarm(one_rank, tokenizer, toy_rule, tmp_path):
+    rows = train(one_rank, tokenizer, tmp_path / "run", *WATCHED, "monitor.learned=[even_tokens]")
+    phases = [row for row in rows if "monitor/alarms" in row]
+    assert len(phases) == 12
+    assert all(row["monitor/alarms"] == 0 for row in phases)
+    assert phases[-1]["monitor/verified"] > 0.8
