@@ -121,7 +121,11 @@ class TrainRow:
     """int64."""
     loss_mask_L: Tensor
     """bool; True where the loss is taken (RL: the tokens that the policy sampled)."""
+    group: int = 0
+    """`Prompt.draw`, which the rows of one group share."""
     advantage: float = 0.0
+    advantages_L: Tensor | None = None
+    """Where the tokens of a row differ in it, in the place of `advantage`; float32."""
     weight: float = 0.0
     """Share of each trainable token of this row in the step's loss; see `algos/reduce.py`."""
     logprobs_rollout_L: Tensor | None = None

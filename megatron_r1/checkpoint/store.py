@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,12 @@ class LoopState:
     step: int = 0
     """Policy updates made."""
     prompts_drawn: int = 0
+    kl_coefficient: float | None = None
+    """Of an objective that adapts one; None before its first phase, and with the others."""
+    kl_ref: float | None = None
+    """Nats per token to the reference, as the last phase's last update measured it."""
+    watched: Sequence[Mapping[str, float]] = ()
+    """What the reward-hacking monitor remembers."""
 
 
 @dataclass(frozen=True)

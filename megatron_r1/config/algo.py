@@ -1,4 +1,9 @@
-"""`conf/algo/`: the loss, its advantage and its KL penalty."""
+"""`conf/algo/`: the objective that a policy is trained on from its own rollouts.
+
+One dataclass for each loss that is another formula. Most objectives with a name of their own are
+GRPO's clipped surrogate with another advantage, ratio or reduction: they are presets of
+`GrpoConfig`, files in `conf/algo/` that say in a line what they change.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +22,53 @@ class KlEstimator(Enum):
     k3_corrected = "k3_corrected"
 
 
+class KlPlace(Enum):
+    """Where the KL penalty enters."""
+
+    loss = "loss"
+    """Added to each token's loss (GRPO)."""
+    token_reward = "token_reward"
+    """Taken off each token's reward, k1 of the policy that sampled: a token's advantage loses the
+    penalties from it to the end (InstructGPT, arXiv:2203.02155; REINFORCE++)."""
+    rollout_reward = "rollout_reward"
+    """Taken off the reward of the response, k1 summed over its tokens, before the baseline (RLOO).
+    """
+
+
+class AdvantageBaseline(Enum):
+    """What is taken off a rollout's reward; `algos/advantages.py`."""
+
+    group_mean = "group_mean"
+    """The mean of its group: R1 Eq. 3."""
+    leave_one_out = "leave_one_out"
+    """The mean of the others of its group (RLOO, arXiv:2402.14740)."""
+    none = "none"
+    """Nothing."""
+
+
 class AdvantageNorm(Enum):
-    """What the centred group rewards are divided by."""
+    """What advantages are divided by."""
 
     std = "std"
     """The group's population standard deviation: R1 Eq. 3, which states no convention."""
+    sample_std = "sample_std"
+    """The group's sample standard deviation, with G - 1: what TRL and verl take."""
+    batch = "batch"
+    """The standard deviation over all tokens of the phase, whose mean is taken off as well
+    (REINFORCE++, arXiv:2501.03262)."""
     none = "none"
     """Nothing (Dr. GRPO, arXiv:2503.20783)."""
+
+
+class Ratio(Enum):
+    """The probability ratio between the policy and the one that sampled; `algos/ratios.py`."""
+
+    token = "token"
+    """Of each token (DeepSeekMath, arXiv:2402.03300)."""
+    sequence = "sequence"
+    """Of the whole response, the product over its tokens: R1 Eq. 1 as printed, and RLOO."""
+    sequence_mean = "sequence_mean"
+    """The geometric mean over the tokens of the response (GSPO, arXiv:2507.18071)."""
 
 
 class LossReduction(Enum):
@@ -38,19 +83,17 @@ class LossReduction(Enum):
 
 
 @dataclass(kw_only=True)
-class GrpoConfig:
-    """Group-relative policy optimisation with clipped ratios per token.
+class AlgoConfig:
+    """What every objective on rollouts has. The defaults are DeepSeek-R1's (arXiv:2501.12948v2
+    section 3.2.1)."""
 
-    The defaults are DeepSeek-R1's (arXiv:2501.12948v2 section 3.2.1), chosen by ``algo=grpo_r1``.
-    """
-
-    name: str = "grpo_r1"
-    clip_eps_low: float = 10.0
-    """Ratios are clipped to [1 - low, 1 + high]. At 10 the lower bound never binds."""
-    clip_eps_high: float = 10.0
+    name: str
     kl_beta: float = 0.001
-    """Weight of the KL penalty in the loss, per nat. 0 keeps no reference model."""
+    """Weight of the KL penalty to the reference, per nat. 0 keeps no reference model."""
     kl_estimator: KlEstimator = KlEstimator.k3
+    """In the loss; in the reward it is k1."""
+    kl_place: KlPlace = KlPlace.loss
+    advantage_baseline: AdvantageBaseline = AdvantageBaseline.group_mean
     advantage_norm: AdvantageNorm = AdvantageNorm.std
     advantage_eps: float = 1e-6
     """Added to the standard deviation. The paper states none."""
@@ -65,17 +108,89 @@ class GrpoConfig:
     """Weight of the prediction layers' loss on sampled tokens; 0 leaves these layers untrained."""
     drop_zero_std_groups: bool = False
     """Leave groups whose rewards are all equal out of the batch: their policy gradient is zero."""
+    sampling_rounds: int = 1
+    """Dynamic sampling (DAPO): up to this many times in a phase, prompts are drawn in place of the
+    groups that `drop_zero_std_groups` left out. 1 leaves the phase smaller instead."""
+    overlong_cache_tokens: int = 0
+    """Soft overlong punishment (DAPO Eq. 13): over the last so many tokens before
+    `rollout.max_response_tokens` the reward falls by up to 1. 0 turns it off."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "kl_beta",
-            "advantage_eps",
-            "rollout_correction_cap",
-            "drop_stale_kl",
-            "mtp_loss",
+        self._check_at_least(
+            0, "kl_beta", "advantage_eps", "rollout_correction_cap", "drop_stale_kl", "mtp_loss"
+        )
+        self._check_at_least(0, "overlong_cache_tokens")
+        self._check_at_least(1, "sampling_rounds")
+        if self.kl_place is KlPlace.rollout_reward and self.advantage_norm in (
+            AdvantageNorm.std,
+            AdvantageNorm.sample_std,
         ):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"algo.{name} must be >= 0, got {getattr(self, name)}")
-        for name in ("clip_eps_low", "clip_eps_high"):
+            raise ConfigError(
+                f"algo.kl_place = rollout_reward with algo.advantage_norm = "
+                f"{self.advantage_norm.value}: the penalty is known only after the group was "
+                "normalised. Set advantage_norm to none or batch"
+            )
+        if self.sampling_rounds > 1 and not self.drop_zero_std_groups:
+            raise ConfigError(
+                f"algo.sampling_rounds = {self.sampling_rounds} replaces the groups that "
+                "algo.drop_zero_std_groups leaves out, and that is false. Set it to true, or the "
+                "rounds to 1"
+            )
+
+    def _check_at_least(self, least: float, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < least:
+                raise ConfigError(f"algo.{name} must be >= {least}, got {getattr(self, name)}")
+
+    def _check_positive(self, *names: str) -> None:
+        for name in names:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"algo.{name} must be > 0, got {getattr(self, name)}")
+
+
+@dataclass(kw_only=True)
+class GrpoConfig(AlgoConfig):
+    """The clipped surrogate: GRPO, and with other settings Dr. GRPO, DAPO, GSPO, RLOO and
+    REINFORCE++; `algos/grpo.py`. The defaults are DeepSeek-R1's, chosen by ``algo=grpo_r1``."""
+
+    name: str = "grpo_r1"
+    ratio: Ratio = Ratio.token
+    clip_eps_low: float = 10.0
+    """Ratios are clipped to [1 - low, 1 + high]. At 10 the lower bound never binds."""
+    clip_eps_high: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_positive("clip_eps_low", "clip_eps_high")
+
+
+@dataclass(kw_only=True)
+class CispoConfig(AlgoConfig):
+    """CISPO: ratios are clipped as weights, and no token loses its gradient; `algos/cispo.py`."""
+
+    name: str = "cispo"
+    clip_eps_low: float = 1.0
+    """Weights are clipped to [1 - low, 1 + high]; 1 sets no lower bound (MiniMax-M1)."""
+    clip_eps_high: float = 4.0
+    """5 is the upper bound of ScaleRL (arXiv:2510.13786); MiniMax-M1 states none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_positive("clip_eps_low", "clip_eps_high")
+
+
+@dataclass(kw_only=True)
+class KlPenaltyConfig(AlgoConfig):
+    """PPO's other surrogate: a penalty on KL(old || policy) instead of a clip, with a coefficient
+    that follows the KL; `algos/kl_penalty.py`."""
+
+    name: str = "kl_penalty"
+    initial_coefficient: float = 1.0
+    """Where the coefficient starts; it finds its own size (arXiv:1707.06347 section 4)."""
+    target_kl: float = 0.01
+    """KL(old || policy) in nats per token that a phase's updates should reach: one of the three
+    values of arXiv:1707.06347 section 6.1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_positive("initial_coefficient", "target_kl")

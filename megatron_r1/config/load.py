@@ -19,6 +19,7 @@ from megatron_r1.config import (
     cluster,
     data,
     model,
+    monitor,
     optimizer,
     parallel,
     precision,
@@ -34,7 +35,11 @@ from megatron_r1.errors import ConfigError, UserError
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 
 _SCHEMAS = {
-    "algo": {"grpo_schema": algo.GrpoConfig},
+    "algo": {
+        "cispo_schema": algo.CispoConfig,
+        "grpo_schema": algo.GrpoConfig,
+        "kl_penalty_schema": algo.KlPenaltyConfig,
+    },
     "cluster": {"local_schema": cluster.ClusterConfig},
     "data": {"prompts_schema": data.DataConfig},
     "model": {
@@ -42,6 +47,7 @@ _SCHEMAS = {
         "grouped_query_schema": model.GroupedQueryConfig,
         "qwen3_moe_schema": model.Qwen3MoeConfig,
     },
+    "monitor": {"monitor_schema": monitor.MonitorConfig},
     "optimizer": {"adam_schema": optimizer.OptimizerConfig},
     "parallel": {"parallel_schema": parallel.ParallelConfig},
     "precision": {"precision_schema": precision.PrecisionConfig},

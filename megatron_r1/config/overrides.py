@@ -84,7 +84,7 @@ def _check_setting(override: Override, composed: DictConfig, groups: dict[str, l
         elif is_mapping:
             raise ConfigError(
                 f"{override.input_line}: {'.'.join(parts[:depth])} has no entry {part!r}. A new "
-                f"one takes a plus: +{override.input_line}"
+                f"one takes a plus: +{override.input_line.lstrip('+')}"
             )
         else:
             known = [*_settings("", composed), *groups]

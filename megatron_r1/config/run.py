@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_r1.config.algo import GrpoConfig
+from megatron_r1.config.algo import AlgoConfig, KlPenaltyConfig
 from megatron_r1.config.cluster import ClusterConfig
 from megatron_r1.config.data import DataConfig, PromptSourceKind
 from megatron_r1.config.model import GroupedQueryConfig, MixtureConfig, ModelConfig
+from megatron_r1.config.monitor import MonitorConfig
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.parallel import ParallelConfig
 from megatron_r1.config.precision import PrecisionConfig
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.config.rollout import RolloutConfig
-from megatron_r1.config.stage import StageConfig, TinyBaseConfig, TinyR1ZeroConfig
+from megatron_r1.config.stage import R1ZeroConfig, StageConfig, TinyBaseConfig, TinyR1ZeroConfig
 from megatron_r1.config.telemetry import TelemetryConfig
 from megatron_r1.errors import ConfigError
 
@@ -49,8 +50,9 @@ class RunConfig:
     stage: StageConfig
     model: ModelConfig
     parallel: ParallelConfig
-    algo: GrpoConfig
+    algo: AlgoConfig
     reward: RewardConfig
+    monitor: MonitorConfig
     data: DataConfig
     rollout: RolloutConfig
     precision: PrecisionConfig
@@ -68,6 +70,8 @@ class RunConfig:
         _check_model_fits_degrees(self.model, self.parallel)
         _check_lengths(self)
         _check_stage(self)
+        _check_algo(self)
+        _check_monitor(self)
 
 
 def _check_lengths(config: RunConfig) -> None:
@@ -119,6 +123,48 @@ def _check_stage(config: RunConfig) -> None:
                     f"{setting} = {value} has no meaning for stage.name = {stage.name}, which "
                     "makes its own base model and tokenizer. Leave it out, or use stage=r1_zero"
                 )
+
+
+def _check_algo(config: RunConfig) -> None:
+    """What an objective asks of the stage that trains with it."""
+    stage = config.stage.zero if isinstance(config.stage, TinyR1ZeroConfig) else config.stage
+    if not isinstance(stage, R1ZeroConfig):
+        return  # no rollouts
+    if isinstance(config.algo, KlPenaltyConfig) and stage.steps_per_phase < 2:
+        raise ConfigError(
+            f"algo.name = {config.algo.name} adapts its coefficient to how far the updates of one "
+            "phase move the policy, and with steps_per_phase = 1 there is nothing to measure. Set "
+            "stage.steps_per_phase to 2 or more"
+        )
+    cache, longest = config.algo.overlong_cache_tokens, config.rollout.max_response_tokens
+    if cache > longest:
+        raise ConfigError(
+            f"algo.overlong_cache_tokens = {cache} exceeds rollout.max_response_tokens = {longest}."
+            f" Set it below that; DAPO's is a fifth, {longest // 5}"
+        )
+
+
+def _check_monitor(config: RunConfig) -> None:
+    """What the monitor is told to watch is there."""
+    monitor, parts = config.monitor, config.reward.weights
+    needed = [*monitor.learned, monitor.verified] if monitor.learned else []
+    missing = [part for part in needed if part not in parts]
+    if missing:
+        raise ConfigError(
+            f"monitor.learned = {monitor.learned} with monitor.verified = {monitor.verified} "
+            f"watches {', '.join(missing)}, which reward.weights = {parts} lacks. Add it there; "
+            "with weight 0 it is scored and not trained on"
+        )
+    if monitor.heldout_prompts > config.data.heldout_problems:
+        raise ConfigError(
+            f"monitor.heldout_prompts = {monitor.heldout_prompts} exceeds data.heldout_problems = "
+            f"{config.data.heldout_problems}. Lower the one or raise the other"
+        )
+    if monitor.kl_budget > 0 and config.algo.kl_beta == 0:
+        raise ConfigError(
+            f"monitor.kl_budget = {monitor.kl_budget} needs a reference policy, and algo.kl_beta = "
+            "0 keeps none. Set algo.kl_beta to a small number, or the budget to 0"
+        )
 
 
 def _divisors(number: int) -> str:

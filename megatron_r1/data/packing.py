@@ -109,8 +109,8 @@ def build_micro_batch(
     def per_token(value: float, row: TrainRow) -> Tensor:
         return torch.full_like(row.tokens_L, value, dtype=torch.float32)
 
-    def logprobs(values_L: Tensor | None, row: TrainRow) -> Tensor:
-        return per_token(0.0, row) if values_L is None else values_L.float()
+    def values(values_L: Tensor | None, row: TrainRow, default: float = 0.0) -> Tensor:
+        return per_token(default, row) if values_L is None else values_L.float()
 
     return MicroBatch(
         tokens_T=torch.cat([row.tokens_L for row in sequences]),
@@ -121,10 +121,10 @@ def build_micro_batch(
         num_padding=num_padding,
         loss_mask_T=torch.cat([row.loss_mask_L for row in sequences]),
         weights_T=torch.cat([row.loss_mask_L * per_token(row.weight, row) for row in sequences]),
-        advantages_T=torch.cat([per_token(row.advantage, row) for row in sequences]),
-        logprobs_rollout_T=torch.cat([logprobs(row.logprobs_rollout_L, row) for row in sequences]),
-        logprobs_old_T=torch.cat([logprobs(row.logprobs_old_L, row) for row in sequences]),
-        logprobs_ref_T=torch.cat([logprobs(row.logprobs_ref_L, row) for row in sequences]),
+        advantages_T=torch.cat([values(row.advantages_L, row, row.advantage) for row in sequences]),
+        logprobs_rollout_T=torch.cat([values(row.logprobs_rollout_L, row) for row in sequences]),
+        logprobs_old_T=torch.cat([values(row.logprobs_old_L, row) for row in sequences]),
+        logprobs_ref_T=torch.cat([values(row.logprobs_ref_L, row) for row in sequences]),
     )
 
 

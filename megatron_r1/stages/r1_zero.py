@@ -70,6 +70,7 @@ def run_r1_zero(
         settings = RlConfig(
             stage=stage,
             algo=config.algo,
+            monitor=config.monitor,
             rollout=config.rollout,
             optimizer=config.optimizer,
             seed=config.run.seed,

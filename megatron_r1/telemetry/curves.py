@@ -35,6 +35,11 @@ PANELS = (
     Panel("rollout/response_tokens_mean", "Response length", "tokens", "#c8701f"),
     Panel("algo/kl_ref", "KL to the reference", "nats per token", "#b8404f"),
     Panel("algo/entropy", "Entropy", "nats per token", "#247f8c"),
+    Panel("monitor/learned", "Learned reward", "mean of a phase", "#2f6fb7"),
+    Panel("monitor/verified", "Verified reward", "mean of a phase", "#2e8b57"),
+    Panel("monitor/repeated_frac", "Repetition", "share of 4-grams", "#c8701f"),
+    Panel("monitor/mixed_frac", "Mixed scripts", "share of letters", "#7a5bb5"),
+    Panel("monitor/alarms", "Reward-hacking alarms", "hacks named", "#b8404f"),
 )
 
 

@@ -88,6 +88,8 @@ class Recorder:
         self._phase["rollout/tokens_per_s"] = num_tokens / seconds if seconds else math.nan
         shown = {"reward": "reward/mean", "accuracy": "reward/accuracy"}
         self._shown = {label: metrics[name] for label, name in shown.items() if name in metrics}
+        if metrics.get("monitor/alarms"):
+            self._shown["reward-hacking alarms"] = metrics["monitor/alarms"]
         if self._is_main:
             limit = self._config.rollout_samples
             write_rollouts(self._run_dir, self._step + 1, scored, limit)

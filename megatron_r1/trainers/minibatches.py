@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from megatron_r1.algos.advantages import group_advantages, zero_std_groups
+from megatron_r1.algos.advantages import group_advantages
 from megatron_r1.algos.reduce import token_weight
-from megatron_r1.config.algo import GrpoConfig
+from megatron_r1.config.algo import AlgoConfig
 from megatron_r1.data.packing import balance_rows
 from megatron_r1.parallel.exchange import all_gather_objects, exchange
 from megatron_r1.parallel.layout import Axis
@@ -31,17 +31,15 @@ class Minibatch:
     num_rollouts: int
 
 
-def train_rows(scored: Sequence[ScoredGroup], config: GrpoConfig) -> list[TrainRow]:
+def train_rows(scored: Sequence[ScoredGroup], config: AlgoConfig) -> list[TrainRow]:
     """Rows with advantages, in the order of prompts and samples. Whole groups in, rows out."""
     if not scored:
         return []
     rewards_PG = torch.tensor([[r.total for r in group.rewards] for group in scored])
     advantages_PG = group_advantages(rewards_PG, config=config).tolist()
-    silent_P = zero_std_groups(rewards_PG).tolist()
     return [
         _row(group.group.prompt, rollout, advantage)
-        for group, advantages_G, silent in zip(scored, advantages_PG, silent_P, strict=True)
-        if not (silent and config.drop_zero_std_groups)
+        for group, advantages_G in zip(scored, advantages_PG, strict=True)
         for rollout, advantage in zip(group.group.rollouts, advantages_G, strict=True)
     ]
 
@@ -53,6 +51,7 @@ def _row(prompt: Prompt, rollout: Rollout, advantage: float) -> TrainRow:
     return TrainRow(
         tokens_L=tokens_L,
         loss_mask_L=torch.arange(len(tokens_L)) >= num_prompt,
+        group=prompt.draw,
         advantage=advantage,
         logprobs_rollout_L=torch.tensor((0.0,) * num_prompt + rollout.logprobs),
     )
@@ -63,7 +62,7 @@ def split_phase(
     *,
     num_minibatches: int,
     seed: tuple[int, int],
-    config: GrpoConfig,
+    config: AlgoConfig,
     max_response_tokens: int,
     samplers: Axis,
     num_replicas: int,

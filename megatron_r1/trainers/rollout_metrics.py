@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -35,3 +35,12 @@ def rollout_metrics(scored: Sequence[ScoredGroup]) -> dict[str, Pair]:
         values = [reward.parts[part] for reward in rewards if part in reward.parts]
         metrics[f"reward/{part}"] = (sum(values), float(len(values)))
     return metrics
+
+
+def add_pairs(one: Mapping[str, Pair], other: Mapping[str, Pair]) -> dict[str, Pair]:
+    """Numerators and denominators added up; a metric that one side lacks counts as (0, 0)."""
+    none = (0.0, 0.0)
+    return {
+        name: tuple(a + b for a, b in zip(one.get(name, none), other.get(name, none), strict=True))
+        for name in one.keys() | other.keys()
+    }

@@ -145,3 +145,20 @@ def test_impossible_combinations_name_values_and_a_way_out(overrides, world_size
     text = message(*short, *overrides, world_size=world_size)
     for word in words:
         assert word in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ("algo=dapo algo.drop_zero_std_groups=false", "algo.sampling_rounds = 10 replaces"),
+        ("algo=rloo algo.advantage_norm=std", "algo.kl_place = rollout_reward with"),
+        ("algo=kl_penalty stage.steps_per_phase=1", "with steps_per_phase = 1 there is nothing"),
+        ("algo.overlong_cache_tokens=65", "exceeds rollout.max_response_tokens = 64"),
+        ("monitor.length_factor=1", "monitor.length_factor must be > 1"),
+        ("monitor.learned=[helpful]", "watches helpful, which reward.weights"),
+        ("monitor.heldout_prompts=9 data.heldout_problems=8", "exceeds data.heldout_problems = 8"),
+        ("monitor.kl_budget=0.1 algo.kl_beta=0", "needs a reference policy"),
+    ],
+)
+def test_objectives_and_monitors_that_do_not_fit(overrides, expected):
+    assert expected in message("rollout.max_response_tokens=64", *overrides.split())

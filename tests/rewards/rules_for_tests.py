@@ -63,3 +63,12 @@ def timed_accuracy(prompt: Prompt, rollout: Rollout) -> tuple[float, str]:
     started = time.process_time()
     value, reason = accuracy(prompt, rollout)
     return value, f"{time.process_time() - started:.3f} {reason}"
+
+
+def flawed_judge(prompt: Prompt, rollout: Rollout) -> tuple[float, str]:
+    """A reward model's stand-in: it means to like even token ids, and likes 1, 9, 17... much more.
+
+    Whoever believes it unlearns what `even_tokens` verifies.
+    """
+    scores = [3.0 if token % 8 == 1 else float(token % 2 == 0) for token in rollout.token_ids]
+    return sum(scores) / len(scores), "judged"

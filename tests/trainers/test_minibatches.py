@@ -57,12 +57,11 @@ def test_a_row_is_prompt_and_response_and_the_loss_covers_the_response():
     assert row.logprobs_rollout_L.tolist() == [0, 0, 0, -2, -2]
 
 
-def test_groups_whose_rewards_are_all_equal_can_be_left_out():
-    scored = [scored_group([1, 1]), scored_group([0, 1]), scored_group([0, 0])]
-    kept = train_rows(scored, GrpoConfig())
-    assert [row.advantage for row in kept] == pytest.approx([0, 0, -1, 1, 0, 0], abs=1e-5)
-    dropped = train_rows(scored, GrpoConfig(drop_zero_std_groups=True))
-    assert [row.advantage for row in dropped] == pytest.approx([-1, 1], abs=1e-5)
+def test_a_group_whose_rewards_are_all_equal_has_no_advantages():
+    scored = [scored_group([1, 1]), scored_group([0, 1], draw=7), scored_group([0, 0])]
+    rows = train_rows(scored, GrpoConfig())
+    assert [row.advantage for row in rows] == pytest.approx([0, 0, -1, 1, 0, 0], abs=1e-5)
+    assert [row.group for row in rows] == [0, 0, 7, 7, 0, 0]
     assert train_rows([], GrpoConfig()) == []
 
 

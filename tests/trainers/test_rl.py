@@ -18,7 +18,8 @@ from megatron_r1.rollout.inprocess import InProcessEngine
 from megatron_r1.telemetry.recorder import Recorder
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.rl import RlConfig, RlParts, train_rl
-from tests.rewards.rules_for_tests import even_tokens
+from megatron_r1.trainers.watch import RewardHackError
+from tests.rewards.rules_for_tests import even_tokens, flawed_judge
 
 GOLDEN = Path(__file__).parents[1] / "golden/toy_steps.json"
 KEPT = ("train/loss", "train/grad_norm", "reward/mean", "algo/kl_ref", "algo/entropy")
@@ -41,7 +42,6 @@ OVERRIDES = [
     "stage.reference_refresh_steps=4",
     "optimizer.lr=3e-3",
     "optimizer.warmup_steps=0",
-    "+reward.weights.even_tokens=1.0",
     "~reward.weights.accuracy",
     "~reward.weights.format",
     "telemetry.tensorboard=false",
@@ -51,14 +51,25 @@ OVERRIDES = [
 
 @pytest.fixture
 def toy_rule():
-    RULES["even_tokens"] = even_tokens
+    toys = {"even_tokens": even_tokens, "flawed_judge": flawed_judge}
+    RULES.update(toys)
     yield
-    del RULES["even_tokens"]
+    for name in toys:
+        del RULES[name]
 
 
-def train(one_rank, tokenizer, run_dir: Path, *choices: str) -> list[dict[str, float]]:
-    """What a run logs, a row a step; those that began a rollout phase have its rewards."""
-    config = load_config([*OVERRIDES, *choices])
+def rewards_of_training(one_rank, tokenizer, run_dir: Path, *choices: str) -> list[float]:
+    """Mean reward of each rollout phase."""
+    rows = train(one_rank, tokenizer, run_dir, *choices)
+    return [row["reward/mean"] for row in rows if "reward/mean" in row]
+
+
+def train(
+    one_rank, tokenizer, run_dir: Path, *choices: str, even_tokens_weight: float = 1.0
+) -> list[dict]:
+    """The metrics of every step of a run."""
+    weight = f"+reward.weights.even_tokens={even_tokens_weight}"
+    config = load_config([*OVERRIDES, weight, *choices])
     step = MegatronStep(one_rank.policy(config), config.optimizer)
     num_steps = config.stage.num_steps
     run_dir.mkdir()
@@ -78,12 +89,17 @@ def train(one_rank, tokenizer, run_dir: Path, *choices: str) -> list[dict[str, f
         settings = RlConfig(
             stage=config.stage,
             algo=config.algo,
+            monitor=config.monitor,
             rollout=config.rollout,
             optimizer=config.optimizer,
             seed=1,
         )
         assert train_rl(parts, settings, LoopState()).step == num_steps
     recorder.close()
+    return metrics_of(run_dir)
+
+
+def metrics_of(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -120,3 +136,80 @@ def test_the_update_sees_the_temperature_of_the_samples(one_rank, tokenizer, toy
     assert first["mismatch/logprob_abs_mean"] < 1e-5
     assert first["algo/ratio_mean"] == pytest.approx(1, abs=1e-5)
     assert first["algo/kl_ref"] == pytest.approx(0, abs=1e-8)
+
+
+# Where it takes more than the choice itself to learn within 24 updates.
+OBJECTIVES = {
+    "dr_grpo": [],
+    "dapo": [],
+    # Its clip lets a policy of one phase move by a few ten-thousandths.
+    "gspo": ["algo.clip_eps_low=0.2", "algo.clip_eps_high=0.2"],
+    "cispo": [],
+    "rloo": ["algo.kl_beta=0.001"],
+    "reinforce_pp": [],
+    "kl_penalty": [],
+}
+
+
+@pytest.mark.parametrize("algo", OBJECTIVES)
+def test_every_objective_learns_a_toy_reward(algo, one_rank, tokenizer, toy_rule, tmp_path):
+    choices = ["model=tiny_dense", f"algo={algo}", *OBJECTIVES[algo]]
+    rewards = rewards_of_training(one_rank, tokenizer, tmp_path / "run", *choices)
+    assert rewards[0] == pytest.approx(0.5, abs=0.1)
+    assert rewards[-1] > 0.8
+
+
+def test_the_kl_coefficient_follows_the_kl(one_rank, tokenizer, toy_rule, tmp_path):
+    choices = ["model=tiny_dense", "algo=kl_penalty", "stage.num_steps=6", "algo.target_kl=1e-9"]
+    rows = train(one_rank, tokenizer, tmp_path / "run", *choices)
+    # Every phase moves the policy by more than a billionth of a nat: 1, 2, 4, for two steps each.
+    assert [row["algo/kl_coefficient"] for row in rows] == [1, 1, 2, 2, 4, 4]
+    assert all(row["algo/kl_old"] > 1.5e-9 for row in rows[1::2])
+
+
+def test_dynamic_sampling_fills_a_phase_or_says_so(one_rank, tokenizer, toy_rule, tmp_path):
+    # Two rollouts of one token: half of the groups are both even or both odd.
+    few = ["stage.rollouts_per_prompt=2", "rollout.max_response_tokens=1", "stage.num_steps=2"]
+    choices = ["model=tiny_dense", "algo=dapo", *few]
+    filled = train(one_rank, tokenizer, tmp_path / "filled", *choices)[0]
+    assert 1 < filled["rollout/sampling_rounds"] <= 10
+    assert filled["rollout/unused_group_frac"] >= filled["algo/zero_std_group_frac"] > 0.1
+    once = train(one_rank, tokenizer, tmp_path / "once", *choices, "algo.sampling_rounds=1")[0]
+    assert once["rollout/sampling_rounds"] == 1
+    assert once["rollout/unused_group_frac"] == once["algo/zero_std_group_frac"] > 0
+
+
+WATCHED = [
+    "model=tiny_dense",
+    "algo=dr_grpo",
+    "monitor=stop",
+    "monitor.verified=even_tokens",
+    "monitor.heldout_prompts=4",
+    "data.heldout_problems=4",
+]
+
+
+def test_the_monitor_names_a_hack_and_the_stop_rule_ends_the_run(
+    one_rank, tokenizer, toy_rule, tmp_path
+):
+    run_dir = tmp_path / "run"
+    # The flawed judge alone is trained on; what is verified has no weight.
+    choices = ["+reward.weights.flawed_judge=1.0", "monitor.learned=[flawed_judge]"]
+    with pytest.raises(RewardHackError, match="overoptimised: learned .* -> .*, verified .* -> "):
+        train(one_rank, tokenizer, run_dir, *WATCHED, *choices, even_tokens_weight=0.0)
+    rows = metrics_of(run_dir)
+    last_step = rows[-1]["step"]
+    assert 8 <= last_step < 24  # two phases to compare with, and two that are compared
+    assert (run_dir / "checkpoints/latest").read_text() == f"step_{last_step:06d}\n"
+    phases = [row for row in rows if "monitor/alarms" in row]
+    assert [row["monitor/alarm_overoptimised"] for row in phases] == [0] * (len(phases) - 1) + [1]
+    assert phases[-1]["monitor/learned"] > phases[0]["monitor/learned"] + 0.3
+    assert phases[-1]["monitor/verified"] < phases[0]["monitor/verified"]
+
+
+def test_an_honest_reward_raises_no_alarm(one_rank, tokenizer, toy_rule, tmp_path):
+    rows = train(one_rank, tokenizer, tmp_path / "run", *WATCHED, "monitor.learned=[even_tokens]")
+    phases = [row for row in rows if "monitor/alarms" in row]
+    assert len(phases) == 12
+    assert all(row["monitor/alarms"] == 0 for row in phases)
+    assert phases[-1]["monitor/verified"] > 0.8
