@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.megatron,
     pytest.mark.xdist_group("ranks"),
     # Ranks on two busy cores wait for each other.
-    pytest.mark.timeout(300 + 180 * NUM_DRAWN),
+    pytest.mark.timeout(900 + 180 * NUM_DRAWN),
 ]
 
 

@@ -122,8 +122,9 @@ def test_the_first_steps_on_a_toy_reward_are_what_they_were(
     if os.environ.get("R1_RENEW_GOLDEN"):
         GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
     for expected, row in zip(json.loads(GOLDEN.read_text()), found, strict=True):
-        # Another processor adds up in another order, and Adam enlarges that in a few steps.
-        assert row == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        # Another processor adds up in another order, and Adam, whose first steps are the gradient's
+        # sign, enlarges that at this learning rate.
+        assert row == pytest.approx(expected, rel=1e-2, abs=1e-6)
     assert abs(found[0]["train/loss"]) > 1e-3 and found[0]["train/grad_norm"] > 0.1
     # The reference becomes the policy after 4 updates: the distance from it starts again.
     assert found[3]["algo/kl_ref"] > found[4]["algo/kl_ref"]
