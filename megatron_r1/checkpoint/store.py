@@ -215,7 +215,8 @@ class CheckpointStore:
         policy.load_state_dict(loaded["model"])
         optimizer.load_state_dict(loaded["optimizer"])
         _separate_step_counts(optimizer)
-        return LoopState(**record["loop"])
+        loop = record["loop"]
+        return LoopState(**{**loop, "watched": tuple(loop.get("watched", ()))})
 
     def _prune(self, *, newest: Path) -> None:
         whole = sorted(p for p in self._dir.glob("step_*") if p.is_dir() and p != newest)
