@@ -133,7 +133,7 @@ def model_identity(config: ModelConfig) -> dict[str, Any]:
             return {key: plain(item) for key, item in value.items()}
         return value.value if isinstance(value, Enum) else value
 
-    fields = plain(dataclasses.asdict(config))
+    fields = plain(dataclasses.asdict(config) | {"rope": config.rope.settings_in_use()})
     for key in _NOT_IDENTITY:
         fields.pop(key, None)
     return fields

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from megatron_r1.errors import ConfigError
 
@@ -51,6 +52,17 @@ class RopeConfig:
                 raise ConfigError(
                     f"{low} = {getattr(self, low)} is not below {high} = {getattr(self, high)}"
                 )
+
+    def settings_in_use(self) -> dict[str, Any]:
+        """Those that the kind of scaling reads: others tell no two models apart."""
+        names = ["theta", "scaling"]
+        if self.scaling is not RopeScaling.none:
+            names += ["factor", "original_max_positions"]
+        if self.scaling is RopeScaling.yarn:
+            names += ["beta_fast", "beta_slow", "mscale", "mscale_all_dim"]
+        if self.scaling is RopeScaling.llama3:
+            names += ["low_freq_factor", "high_freq_factor"]
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(kw_only=True)

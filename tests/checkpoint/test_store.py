@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,9 +12,10 @@ import pytest
 import torch
 
 from megatron_r1.algos.sft import sft_loss
-from megatron_r1.checkpoint.record import REFERENCE, read_state, resolve_checkpoint
+from megatron_r1.checkpoint.record import REFERENCE, model_identity, read_state, resolve_checkpoint
 from megatron_r1.checkpoint.store import CheckpointStore, LoopState
 from megatron_r1.config.load import load_config
+from megatron_r1.config.model import RopeConfig, RopeScaling
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.errors import CheckpointError
 from megatron_r1.models.weight_bank import WeightBank
@@ -179,3 +181,14 @@ def test_a_missing_file_and_a_missing_directory_are_named(trained, tmp_path):
     (tmp_path / "checkpoints/latest").write_text("step_000009\n")
     with pytest.raises(CheckpointError, match="names 'step_000009', which is not there"):
         store.latest()
+
+
+def test_rope_settings_that_its_scaling_does_not_read_tell_no_models_apart():
+    def identity(**rope):
+        config = load_config(["model=tiny_dense"]).model
+        return model_identity(dataclasses.replace(config, rope=RopeConfig(**rope)))
+
+    none, yarn = RopeScaling.none, RopeScaling.yarn
+    assert identity(scaling=none, factor=4.0) == identity(scaling=none, factor=2.0)
+    assert identity(scaling=yarn, factor=4.0) != identity(scaling=yarn, factor=2.0)
+    assert identity(scaling=yarn, high_freq_factor=8.0) == identity(scaling=yarn)
