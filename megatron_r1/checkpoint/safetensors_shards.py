@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from megatron_r1.checkpoint.safetensors_dir import DTYPES, INDEX, SINGLE
+from megatron_r1.checkpoint.whole_file import whole_file
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -78,16 +79,10 @@ class ShardFile:
 @contextmanager
 def shard_file(path: Path, specs: Sequence[TensorSpec]) -> Iterator[ShardFile]:
     """A file that gets its name when all its tensors are written and on the disk."""
-    draft = path.with_name(f".{path.name}.partial")
-    descriptor = os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
-    try:
-        shard = ShardFile(descriptor, specs)
+    with whole_file(path) as handle:
+        shard = ShardFile(handle.fileno(), specs)
         yield shard
         shard.check_whole()
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    draft.rename(path)
 
 
 def write_index(directory: Path, shards: Sequence[tuple[str, Sequence[TensorSpec]]]) -> None:

@@ -39,6 +39,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.storage import WriteResult
 
 from megatron_r1.checkpoint.safetensors_dir import map_bytes
+from megatron_r1.checkpoint.whole_file import whole_file
 from megatron_r1.errors import CheckpointError
 
 Index = tuple[int, ...]
@@ -195,20 +196,16 @@ class ChunkFile:
 @contextmanager
 def chunk_file(path: Path) -> Iterator[ChunkFile]:
     """A data file that gets its name when it is whole and on the disk, its list of chunks first."""
-    draft = path.with_name(f".{path.name}.partial")
     checksums = torch.serialization.get_crc32_options()
     # Computing checksums takes five times as long as writing, and torch.load does without.
     torch.serialization.set_crc32_options(False)
     try:
-        with draft.open("wb") as handle:
+        with whole_file(path) as handle:
             file = ChunkFile(path.name, handle)
             yield file
-            handle.flush()
-            os.fsync(handle.fileno())
+            _chunk_list(path).write_text(json.dumps([vars(chunk) for chunk in file.chunks]))
     finally:
         torch.serialization.set_crc32_options(checksums)
-    _chunk_list(path).write_text(json.dumps([vars(chunk) for chunk in file.chunks]))
-    draft.rename(path)
 
 
 def finish_checkpoint(
