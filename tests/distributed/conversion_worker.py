@@ -1,11 +1,12 @@
 """One rank of the tests of conversion and of checkpoints across layouts.
 
-    torchrun ... conversion_worker.py round_trip DIR MODEL    DIR/LAYOUT: saved in each layout
-    torchrun ... conversion_worker.py ring DIR MODEL          DIR/ring.json
+    torchrun ... conversion_worker.py DIR
 
-`round_trip` puts DIR/megatron, which was converted from DIR/hub, into each layout and saves it from
-there; and reads DIR/hub itself, which must give the same weights. `ring` trains in a layout, saves,
-makes one more step; loads what was saved into the next layout, makes that step too, and goes on.
+goes through all models and layouts of its world size. DIR/MODEL/megatron, which was converted from
+DIR/MODEL/hub, is put into each layout and saved from there as DIR/MODEL/LAYOUT; DIR/MODEL/hub is
+read as well, and must give the same weights. Then a model trains in a layout, is saved and makes
+one more step; what was saved is loaded into the next layout, makes that step too, and so on. What
+came of these steps is in DIR/MODEL/ring.json.
 """
 
 from __future__ import annotations
@@ -33,17 +34,24 @@ LAYOUTS: dict[tuple[str, int], list[dict[str, Any]]] = {
     ],
     ("tiny_dense", 2): [{"tensor": 2}, {"pipeline": 2, "virtual_pipeline": 2}],
     ("tiny_dense", 4): [{"tensor": 2, "pipeline": 2}, {"pipeline": 4}],
+    ("llama3", 2): [{"tensor": 2}],
+    ("moonlight", 2): [{"expert_tensor": 2}, {"pipeline": 2, "virtual_pipeline": 2}],
+    ("qwen3", 2): [{"tensor": 2}],
+    ("qwen3_moe", 2): [{"expert": 2}, {"tensor": 2, "expert_tensor": 2}],
 }
+"""By model and world size."""
+RINGS = ("tiny_v3", "tiny_dense")
+"""Models whose training goes on in another layout."""
 
 
-def main(mode: str, directory: Path, model_name: str) -> None:
+def main(directory: Path) -> None:
     host = prepare()
     start_process_group(host, timeout_minutes=10)
-    layouts = LAYOUTS[model_name, dist.get_world_size()]
-    if mode == "round_trip":
-        round_trip(host, directory, model_name, layouts)
-    else:
-        ring(host, directory, model_name, layouts)
+    for (model_name, world_size), layouts in LAYOUTS.items():
+        if world_size == dist.get_world_size():
+            round_trip(host, directory / model_name, model_name, layouts)
+            if model_name in RINGS:
+                ring(host, directory / model_name, model_name, layouts)
     stop_process_group()
 
 
@@ -92,4 +100,4 @@ def layout_name(parallel: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
+    main(Path(sys.argv[1]))

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,8 @@ from megatron_r1.checkpoint.hf_export import export_hf
 from megatron_r1.checkpoint.hf_import import import_hf
 from megatron_r1.config.load import load_config
 from tests.checkpoint.hub import differences, write_with_transformers
-from tests.distributed.conversion_worker import LAYOUTS, NO_MTP, layout_name
+from tests.distributed.conversion_worker import LAYOUTS, NO_MTP, RINGS, layout_name
+from tests.models.families import FAMILIES
 
 WORKER = Path(__file__).with_name("conversion_worker.py")
 ROOT = Path(__file__).parents[2]
@@ -28,33 +31,51 @@ pytestmark = [
 ]
 
 
-def run_ranks(world_size: int, *arguments: object) -> None:
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Callable[[int], Path]:
+    """Where the worker of a world size left what it saved; it runs once."""
+
+    @cache
+    def directory_of(world_size: int) -> Path:
+        directory = tmp_path_factory.mktemp(f"ranks{world_size}")
+        for model, ranks in LAYOUTS:
+            if ranks == world_size:
+                overrides = FAMILIES.get(model, [f"model={model}"])
+                overrides = [*overrides, "model.vocab_size=509", "model.num_layers=5", NO_MTP]
+                config = load_config(overrides).model
+                hub = directory / model / "hub"
+                write_with_transformers(hub, config, dtype=torch.bfloat16)
+                import_hf(hub, directory / model / "megatron", show_progress=False)
+        run_ranks(world_size, directory)
+        return directory
+
+    return directory_of
+
+
+def run_ranks(world_size: int, directory: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={world_size}", str(WORKER), *map(str, arguments)]
+    command += [f"--nproc-per-node={world_size}", str(WORKER), str(directory)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1100)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
 
 
 @pytest.mark.parametrize(("model", "world_size"), sorted(LAYOUTS))
-def test_what_any_layout_saved_is_exported_byte_for_byte(model, world_size, tmp_path):
-    overrides = ["model.vocab_size=509", "model.num_layers=5", NO_MTP]
-    config = load_config([f"model={model}", *overrides]).model
-    hub = write_with_transformers(tmp_path / "hub", config, dtype=torch.bfloat16)
-    import_hf(hub, tmp_path / "megatron", show_progress=False)
-    run_ranks(world_size, "round_trip", tmp_path, model)
+def test_what_any_layout_saved_is_exported_byte_for_byte(model, world_size, saved, tmp_path):
+    directory = saved(world_size) / model
     for parallel in LAYOUTS[model, world_size]:
-        saved, back = tmp_path / layout_name(parallel), tmp_path / f"{layout_name(parallel)}_hf"
+        name = layout_name(parallel)
         # Trained in float32, which holds every bfloat16 number.
-        export_hf(saved, back, dtype=WeightDtype.bfloat16, show_progress=False)
-        assert differences(hub, back) == [], parallel
+        export_hf(
+            directory / name, tmp_path / name, dtype=WeightDtype.bfloat16, show_progress=False
+        )
+        assert differences(directory / "hub", tmp_path / name) == [], parallel
 
 
-@pytest.mark.parametrize(("model", "world_size"), sorted(LAYOUTS))
-def test_the_next_step_is_the_old_layouts(model, world_size, tmp_path):
+@pytest.mark.parametrize(("model", "world_size"), sorted(k for k in LAYOUTS if k[0] in RINGS))
+def test_the_next_step_is_the_old_layouts(model, world_size, saved):
     """Weights, Adam's moments and step counts: loss and gradient norm of the step after."""
-    run_ranks(world_size, "ring", tmp_path, model)
-    results = json.loads((tmp_path / "ring.json").read_text())
+    results = json.loads((saved(world_size) / model / "ring.json").read_text())
     assert len(results) == len(LAYOUTS[model, world_size])
     for result in results:
         for metric in ("train/loss", "train/grad_norm"):
