@@ -4,20 +4,24 @@
 
 Writes a random model of 4 GB in bfloat16 as Hugging Face files, then, in every run: copies them
 with cp, converts them to Megatron and back with the tools' own command lines, and compares the
-bytes. Prints the speed of each as a share of cp's; cp flushes nothing to the disk, conversion does.
-Needs four times the model's size on the disk.
+bytes. Prints the speed of each as a share of cp's, from an idle disk; cp leaves the end of its work
+to the system, conversion waits until all is on the disk. The tools' start-up is not counted. Needs
+four times the model's size on the disk.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -36,7 +40,12 @@ from megatron_r1.telemetry.table import render_table
 from megatron_r1.weights.hf_config import hf_config
 from megatron_r1.weights.names import name_table
 
-TOOLS = Path(__file__).resolve().parents[1]
+FOLDER = Path(__file__).resolve().parents[1]
+TOOLS = {
+    "convert_hf_to_megatron.py": ("hub", "megatron"),
+    "convert_megatron_to_hf.py": ("megatron", "back"),
+}
+"""What each reads and writes."""
 DEFAULT_MODEL = ["model=qwen2.5_1.5b", "model.num_layers=38"]  # 2.0 B parameters
 
 
@@ -52,10 +61,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.directory) as temporary:
         root = Path(temporary)
         num_bytes = write_model(root / "hub", config)
-        rows = [one_run(root, num_bytes) for _ in range(arguments.runs)]
-    columns = ["cp s", "import s", "of cp", "peak GB", "export s", "of cp", "peak GB"]
+        runs = [one_run(root) for _ in range(arguments.runs)]
     print(f"{num_bytes / 1e9:.2f} GB; peak is that of the whole process")
-    print(render_table(columns, rows))
+    columns = ["cp s", "import s", "of cp", "peak GB", "export s", "of cp", "peak GB"]
+    print(render_table(columns, [cells(run) for run in runs]))
+    for tool in TOOLS:
+        shares = [run.copy_s / run.tools[tool][0] for run in runs]
+        print(f"{tool}: median {statistics.median(shares):.0%} of cp")
 
 
 def write_model(directory: Path, config: ModelConfig) -> int:
@@ -77,26 +89,40 @@ def write_model(directory: Path, config: ModelConfig) -> int:
     return sum(spec.num_bytes for spec in specs)
 
 
-def one_run(root: Path, num_bytes: int) -> list[str]:
-    """Seconds, shares and peaks; what was written is deleted again."""
+@dataclass(frozen=True)
+class Run:
+    """One round: seconds of cp, and of each tool seconds and peak memory in GB."""
+
+    copy_s: float
+    tools: dict[str, tuple[float, float]]
+
+
+def one_run(root: Path) -> Run:
+    """What was written is deleted again."""
+    os.sync()
     started_s = time.monotonic()
     subprocess.run(["cp", "-r", root / "hub", root / "copy"], check=True)
     copy_s = time.monotonic() - started_s
     shutil.rmtree(root / "copy")
-    cells = [f"{copy_s:.1f}"]
-    for tool, source, target in (
-        ("convert_hf_to_megatron.py", "hub", "megatron"),
-        ("convert_megatron_to_hf.py", "megatron", "back"),
-    ):
-        command = [sys.executable, str(TOOLS / tool), str(root / source), str(root / target)]
+    figures = {}
+    for tool, (source, target) in TOOLS.items():
+        os.sync()
+        command = [sys.executable, FOLDER / tool, root / source, root / target]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        seconds, peak = re.search(r"in ([\d.]+) s .* peak memory ([\d.]+) GB", done.stdout).groups()
-        cells += [seconds, f"{copy_s / float(seconds):.0%}", peak]
+        found = re.search(r"in ([\d.]+) s .* peak memory ([\d.]+) GB", done.stdout)
+        figures[tool] = (float(found[1]), float(found[2]))
     for file in (root / "hub").glob("*.safetensors"):
         assert same_tensors(file, root / "back"), file
     shutil.rmtree(root / "megatron")
     shutil.rmtree(root / "back")
-    return cells
+    return Run(copy_s, figures)
+
+
+def cells(run: Run) -> list[str]:
+    row = [f"{run.copy_s:.1f}"]
+    for seconds, peak_gb in run.tools.values():
+        row += [f"{seconds:.1f}", f"{run.copy_s / seconds:.0%}", f"{peak_gb:.2f}"]
+    return row
 
 
 def same_tensors(file: Path, back: Path) -> bool:
