@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 from megatron_r1.config.judge import JudgeConfig
+from megatron_r1.data.preferences import PreferencePair
 from megatron_r1.rewards.judge import Judge, Judgement, Kind
 from megatron_r1.rewards.pairs import (
     Candidates,
-    PreferencePair,
     balance_lengths,
     build_pairs,
     mean_score,
@@ -81,7 +81,7 @@ def test_the_mean_of_four_from_the_first_responses_side():
 
 def test_lengths_are_balanced_over_the_data_set():
     def pair(chosen: int, rejected: int) -> PreferencePair:
-        return PreferencePair("x", "q", "c" * chosen, "r" * rejected, 2.0)
+        return PreferencePair("q", "c" * chosen, "r" * rejected, 2.0)
 
     even = [pair(100, 100), pair(90, 110), pair(110, 90)]
     assert balance_lengths(even, 1.05) == even
