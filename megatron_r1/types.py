@@ -145,6 +145,8 @@ class TrainBatch:
     """Rows of this data-parallel replica for one update or one forward pass."""
 
     rows: tuple[TrainRow, ...]
+    rows_together: int = 1
+    """This many rows after one another stay in one micro-batch: 2 where they are pairs."""
 
 
 @dataclass(frozen=True)

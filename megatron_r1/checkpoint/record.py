@@ -23,6 +23,7 @@ from typing import Any
 from megatron_r1.config.model import (
     DeepseekV3Config,
     GroupedQueryConfig,
+    Head,
     ModelConfig,
     Qwen3MoeConfig,
     RopeConfig,
@@ -110,9 +111,19 @@ def read_state(path: Path) -> dict[str, Any]:
     return record
 
 
-def check_same_model(path: Path, record: dict[str, Any], config: ModelConfig) -> None:
-    """Refuse a checkpoint of another model, naming what differs."""
-    saved, own = record["model"], model_identity(config)
+def check_same_model(path: Path, record: dict[str, Any], config: ModelConfig, head: Head) -> None:
+    """Refuse a checkpoint of another model, naming what differs.
+
+    A model with a scalar head takes a language model's body, without its prediction layers.
+    """
+    if head is Head.vocabulary and saved_head(record) is Head.scalar:
+        raise CheckpointError(
+            f"checkpoint {path} has a scalar head, as reward models and critics do, and cannot "
+            "write. Name a language model's checkpoint"
+        )
+    saved, own = dict(record["model"]), model_identity(config)
+    if head is Head.scalar:
+        saved["num_mtp_layers"] = own["num_mtp_layers"]
     differing = [
         f"model.{key}: checkpoint {saved.get(key)!r}, configuration {own.get(key)!r}"
         for key in sorted(saved.keys() | own.keys())
@@ -123,6 +134,11 @@ def check_same_model(path: Path, record: dict[str, Any], config: ModelConfig) ->
             f"checkpoint {path} holds another model than the configuration describes: "
             + "; ".join(differing)
         )
+
+
+def saved_head(record: dict[str, Any]) -> Head:
+    """What the model of a checkpoint ends in."""
+    return Head(record.get("head", Head.vocabulary.value))
 
 
 def model_identity(config: ModelConfig) -> dict[str, Any]:

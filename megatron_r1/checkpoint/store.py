@@ -34,6 +34,7 @@ from megatron_r1.checkpoint.record import (
     latest_checkpoint,
     publish,
     read_state,
+    saved_head,
     write_record,
 )
 from megatron_r1.errors import CheckpointError
@@ -133,6 +134,7 @@ class CheckpointStore:
                 loop=dataclasses.asdict(state),
                 layout=policy.layout.describe(),
                 torch=torch.__version__,
+                head=policy.head.value,
             )
             publish(partial, final)
             with replace_file(self._dir / "latest") as pointer:
@@ -206,7 +208,7 @@ class CheckpointStore:
         In the layout that saved it the run goes on bit for bit.
         """
         record = read_state(path)
-        check_same_model(path, record, policy.config)
+        check_same_model(path, record, policy.config, policy.head)
         if bank is not None and (path / REFERENCE).is_dir():
             _load_weights(policy, path / REFERENCE)
             bank.store(REFERENCE)
@@ -225,9 +227,10 @@ class CheckpointStore:
 
 
 def load_weights(policy: Policy, path: Path) -> None:
-    """Weights alone, e.g. for `model.init_from`."""
-    check_same_model(path, read_state(path), policy.config)
-    _load_weights(policy, path / POLICY)
+    """Weights alone, e.g. for `model.init_from`; a language model's leave a scalar head alone."""
+    record = read_state(path)
+    check_same_model(path, record, policy.config, policy.head)
+    _load_weights(policy, path / POLICY, without_head=policy.head is not saved_head(record))
 
 
 def _state_dict(
@@ -278,8 +281,8 @@ def _separate_step_counts(optimizer: MegatronOptimizer) -> None:
                 state["step"] = state["step"].clone()
 
 
-def _load_weights(policy: Policy, path: Path) -> None:
-    target = {"model": policy.sharded_state_dict()}
+def _load_weights(policy: Policy, path: Path, *, without_head: bool = False) -> None:
+    target = {"model": policy.sharded_state_dict(without_head=without_head)}
     policy.load_state_dict(_read(target, path)["model"])
 
 
