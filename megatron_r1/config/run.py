@@ -8,6 +8,7 @@ from pathlib import Path
 from megatron_r1.config.algo import AlgoConfig, KlPenaltyConfig
 from megatron_r1.config.cluster import ClusterConfig
 from megatron_r1.config.data import DataConfig, PromptSourceKind
+from megatron_r1.config.judge import JudgeConfig
 from megatron_r1.config.model import GroupedQueryConfig, MixtureConfig, ModelConfig
 from megatron_r1.config.monitor import MonitorConfig
 from megatron_r1.config.optimizer import OptimizerConfig
@@ -52,6 +53,7 @@ class RunConfig:
     parallel: ParallelConfig
     algo: AlgoConfig
     reward: RewardConfig
+    judge: JudgeConfig
     monitor: MonitorConfig
     data: DataConfig
     rollout: RolloutConfig
