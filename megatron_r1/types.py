@@ -134,6 +134,8 @@ class TrainRow:
     """The trainer's own value at the version that sampled; float32."""
     logprobs_ref_L: Tensor | None = None
     """The reference policy's; float32."""
+    teacher_logits_Lv: Tensor | None = None
+    """A teacher's, of the token after each, this tensor rank's columns; in the teacher's type."""
 
     @property
     def num_tokens(self) -> int:
@@ -172,6 +174,8 @@ class MicroBatch:
     logprobs_rollout_T: Tensor
     logprobs_old_T: Tensor
     logprobs_ref_T: Tensor
+    teacher_logits_Tv: Tensor | None = None
+    """None where no row has any."""
 
 
 @dataclass(frozen=True)

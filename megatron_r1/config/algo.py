@@ -1,4 +1,4 @@
-"""`conf/algo/`: the objective that a policy is trained on from its own rollouts.
+"""`conf/algo/`: the objective that a policy is trained on: its own rollouts, pairs, or a teacher.
 
 One dataclass for each loss that is another formula. Most objectives with a name of their own are
 GRPO's clipped surrogate with another advantage, ratio or reduction: they are presets of
@@ -83,11 +83,27 @@ class LossReduction(Enum):
 
 
 @dataclass(kw_only=True)
-class AlgoConfig:
+class ObjectiveConfig:
+    """What every objective has."""
+
+    name: str
+
+    def _check_at_least(self, least: float, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < least:
+                raise ConfigError(f"algo.{name} must be >= {least}, got {getattr(self, name)}")
+
+    def _check_positive(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"algo.{name} must be > 0, got {getattr(self, name)}")
+
+
+@dataclass(kw_only=True)
+class AlgoConfig(ObjectiveConfig):
     """What every objective on rollouts has. The defaults are DeepSeek-R1's (arXiv:2501.12948v2
     section 3.2.1)."""
 
-    name: str
     kl_beta: float = 0.001
     """Weight of the KL penalty to the reference, per nat. 0 keeps no reference model."""
     kl_estimator: KlEstimator = KlEstimator.k3
@@ -137,16 +153,6 @@ class AlgoConfig:
                 "rounds to 1"
             )
 
-    def _check_at_least(self, least: float, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) < least:
-                raise ConfigError(f"algo.{name} must be >= {least}, got {getattr(self, name)}")
-
-    def _check_positive(self, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"algo.{name} must be > 0, got {getattr(self, name)}")
-
 
 @dataclass(kw_only=True)
 class GrpoConfig(AlgoConfig):
@@ -194,3 +200,45 @@ class KlPenaltyConfig(AlgoConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_positive("initial_coefficient", "target_kl")
+
+
+@dataclass(kw_only=True)
+class DpoConfig(ObjectiveConfig):
+    """Direct preference optimisation from pairs; `algos/dpo.py`."""
+
+    name: str = "dpo"
+    beta: float = 0.1
+    """Weight of the KL behind the objective (arXiv:2305.18290 appendix B)."""
+    label_smoothing: float = 0.0
+    """The share of pairs taken to be the wrong way round (conservative DPO)."""
+
+    def __post_init__(self) -> None:
+        self._check_positive("beta")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ConfigError(
+                f"algo.label_smoothing must be in [0, 0.5), got {self.label_smoothing}"
+            )
+
+
+@dataclass(kw_only=True)
+class DistillSamplesConfig(ObjectiveConfig):
+    """The likelihood of a teacher's responses, as DeepSeek-R1 distils; `algos/sft.py`."""
+
+    name: str = "distill_samples"
+
+
+@dataclass(kw_only=True)
+class DistillLogitsConfig(ObjectiveConfig):
+    """A divergence from a teacher's distribution at each token; `algos/distill.py`."""
+
+    name: str = "distill_logits"
+    interpolation: float = 0.0
+    """0: KL(teacher || student), 1: KL(student || teacher), between them the generalised
+    Jensen-Shannon divergence (GKD, arXiv:2306.13649)."""
+    temperature: float = 1.0
+    """Divides the logits of both."""
+
+    def __post_init__(self) -> None:
+        self._check_positive("temperature")
+        if not 0 <= self.interpolation <= 1:
+            raise ConfigError(f"algo.interpolation must be in [0, 1], got {self.interpolation}")

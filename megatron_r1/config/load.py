@@ -38,6 +38,9 @@ CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 _SCHEMAS = {
     "algo": {
         "cispo_schema": algo.CispoConfig,
+        "distill_logits_schema": algo.DistillLogitsConfig,
+        "distill_samples_schema": algo.DistillSamplesConfig,
+        "dpo_schema": algo.DpoConfig,
         "grpo_schema": algo.GrpoConfig,
         "kl_penalty_schema": algo.KlPenaltyConfig,
     },
@@ -56,6 +59,8 @@ _SCHEMAS = {
     "reward": {"reward_schema": reward.RewardConfig},
     "rollout": {"rollout_schema": rollout.RolloutConfig},
     "stage": {
+        "distill_schema": stage.DistillConfig,
+        "dpo_schema": stage.DpoStageConfig,
         "r1_zero_schema": stage.R1ZeroConfig,
         "tiny_base_schema": stage.TinyBaseConfig,
         "tiny_r1_zero_schema": stage.TinyR1ZeroConfig,

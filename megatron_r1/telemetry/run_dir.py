@@ -36,6 +36,8 @@ _MAY_CHANGE_GROUPS = (
 )
 _MAY_CHANGE = (
     ".num_steps",
+    ".num_epochs",
+    ".heldout_pairs",
     ".checkpoint_every_steps",
     ".keep_checkpoints",
     "run.name",

@@ -77,6 +77,34 @@ def test_unknown_choice_lists_the_choices():
     assert "r1_zero, tiny_base" in message("stage=r1_zero_schema")
 
 
+def test_a_stage_brings_its_objective_and_its_learning_rate():
+    config = load_config(["stage=dpo"])
+    assert (config.algo.name, config.algo.beta, config.optimizer.lr) == ("dpo", 0.1, 1e-6)
+    chosen = load_config(["stage=distill", "algo=distill_logits", "optimizer=adam"])
+    assert (chosen.algo.name, chosen.optimizer.lr) == ("distill_logits", 3e-6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ("stage=dpo", "stage.pairs is not set"),
+        ("stage=distill", "stage.samples is not set"),
+        ("algo=dpo", "is no objective of stage.name = r1_zero. It is one of stage=dpo"),
+        ("stage=dpo algo=dapo", "It is one of stage=r1_zero or stage=tiny_r1_zero"),
+        ("stage=dpo stage.pairs=x", "stage.max_tokens = 8192 exceeds model.max_positions = 512"),
+        (
+            "stage=dpo stage.pairs=x stage.max_tokens=300 parallel.max_tokens_per_microbatch=599",
+            "2 x stage.max_tokens = 2 x 300 exceeds parallel.max_tokens_per_microbatch = 599",
+        ),
+        ("stage=distill stage.samples=x algo=distill_logits", "set stage.teacher=DIR"),
+        ("stage=distill stage.samples=x stage.teacher=y", "stage.teacher = y has no meaning"),
+        ("stage=dpo algo.label_smoothing=0.5", "algo.label_smoothing must be in [0, 0.5)"),
+    ],
+)
+def test_examples_that_do_not_fit(overrides, expected):
+    assert expected in message(*overrides.split())
+
+
 def test_help_names_every_group_and_choice():
     text = usage(CONF_DIR)
     for file in CONF_DIR.glob("*/*.yaml"):
