@@ -4,6 +4,7 @@ A checkpoint is a directory:
 
     policy/                  Megatron distributed checkpoint: weights and, from training, optimizer
     reference/               the reference policy's weights, where the run keeps one
+    critic/                  PPO's critic, weights and optimizer
     tokenizer/               so that a checkpoint can be used by itself
     fp8_scales.safetensors   scales of weights that were converted from FP8, for the way back
     state.json               the loop's counters, the model's shape, every file's size
@@ -32,7 +33,7 @@ from megatron_r1.config.model import (
 from megatron_r1.errors import CheckpointError
 
 FORMAT = "megatron_r1/1"
-POLICY, REFERENCE, TOKENIZER = "policy", "reference", "tokenizer"
+POLICY, REFERENCE, CRITIC, TOKENIZER = "policy", "reference", "critic", "tokenizer"
 FP8_SCALES = "fp8_scales.safetensors"
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -7,9 +7,10 @@ GRPO's clipped surrogate with another advantage, ratio or reduction: they are pr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
+from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.errors import ConfigError
 
 
@@ -168,6 +169,47 @@ class GrpoConfig(AlgoConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_positive("clip_eps_low", "clip_eps_high")
+
+
+@dataclass(kw_only=True)
+class PpoConfig(GrpoConfig):
+    """PPO: the clipped surrogate with advantages from a critic; `algos/gae.py`, `algos/value.py`,
+    `trainers/critic.py`."""
+
+    name: str = "ppo"
+    discount: float = 1.0
+    """gamma; InstructGPT (arXiv:2203.02155 appendix C) discounts nothing."""
+    gae_lambda: float = 1.0
+    """In DeepSeek-R1's comparison 0.95, a common choice, fell clearly behind GRPO, and 1.0 came
+    near it (arXiv:2501.12948v2 supplement A.3)."""
+    value_clip: float = 0.2
+    """Farthest that one phase's updates move a value without losing its gradient; as far as
+    `clip_eps`, as in OpenAI's code (arXiv:2005.12729)."""
+    critic_init_from: str | None = None
+    """A run, a checkpoint or a Hugging Face model whose body the critic starts with, such as a
+    reward model's; None: `model.init_from`. A new head starts with small weights."""
+    critic_warmup_steps: int = 0
+    """The first so many updates are the critic's alone; the policy waits."""
+    critic_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=9e-6))
+    """9e-6 is InstructGPT's for value functions (arXiv:2203.02155 appendix C)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_positive("value_clip")
+        self._check_at_least(0, "critic_warmup_steps")
+        for name in ("discount", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"algo.{name} must be in [0, 1], got {getattr(self, name)}")
+        group_free = self.advantage_baseline is AdvantageBaseline.none and self.advantage_norm in (
+            AdvantageNorm.batch,
+            AdvantageNorm.none,
+        )
+        if not group_free or self.kl_place is KlPlace.rollout_reward or self.drop_zero_std_groups:
+            raise ConfigError(
+                "algo.name = ppo compares a rollout with its critic, and not with its group: leave "
+                "algo.advantage_baseline at none, algo.advantage_norm at batch or none, "
+                "algo.kl_place at token_reward or loss, and algo.drop_zero_std_groups at false"
+            )
 
 
 @dataclass(kw_only=True)

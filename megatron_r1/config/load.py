@@ -43,6 +43,7 @@ _SCHEMAS = {
         "dpo_schema": algo.DpoConfig,
         "grpo_schema": algo.GrpoConfig,
         "kl_penalty_schema": algo.KlPenaltyConfig,
+        "ppo_schema": algo.PpoConfig,
     },
     "cluster": {"local_schema": cluster.ClusterConfig},
     "data": {"prompts_schema": data.DataConfig},

@@ -125,6 +125,8 @@ def build_micro_batch(
         logprobs_rollout_T=torch.cat([values(row.logprobs_rollout_L, row) for row in sequences]),
         logprobs_old_T=torch.cat([values(row.logprobs_old_L, row) for row in sequences]),
         logprobs_ref_T=torch.cat([values(row.logprobs_ref_L, row) for row in sequences]),
+        values_T=torch.cat([values(row.values_L, row) for row in sequences]),
+        returns_T=torch.cat([values(row.returns_L, row) for row in sequences]),
         teacher_logits_Tv=_teacher_logits(sequences),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from megatron_r1.config.algo import PpoConfig
 from megatron_r1.config.stage import R1ZeroConfig
 from megatron_r1.data.prompts import open_prompts
 from megatron_r1.errors import ConfigError
@@ -36,7 +37,8 @@ def run_r1_zero(
     policy = megatron_step.policy
     bank = WeightBank(policy)
     store = session.store(run_dir, stage, tokenizer)
-    state = session.begin(store, megatron_step, init_from, bank)
+    critic = session.critic(config.algo) if isinstance(config.algo, PpoConfig) else None
+    state = session.begin(store, megatron_step, init_from, bank, critic)
     check_not_past(state.step, stage.num_steps, run_dir)
     if state.step >= stage.num_steps:
         return megatron_step
@@ -54,6 +56,7 @@ def run_r1_zero(
             scorer=scorer,
             store=store,
             recorder=recorder,
+            critic=critic,
         )
         settings = RlConfig(
             stage=stage,

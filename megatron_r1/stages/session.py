@@ -11,6 +11,8 @@ from megatron_r1.checkpoint.hf_coverage import is_hf_directory
 from megatron_r1.checkpoint.hf_load import load_hf_weights
 from megatron_r1.checkpoint.record import TOKENIZER, resolve_checkpoint
 from megatron_r1.checkpoint.store import CheckpointStore, LoopState, load_weights
+from megatron_r1.config.algo import PpoConfig
+from megatron_r1.config.model import Head
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.config.run import RunConfig
@@ -27,7 +29,9 @@ from megatron_r1.rewards.scorer import RewardScorer
 from megatron_r1.rollout.inprocess import InProcessEngine
 from megatron_r1.telemetry.recorder import Recorder
 from megatron_r1.telemetry.run_dir import RunDir
+from megatron_r1.trainers.critic import Critic
 from megatron_r1.trainers.megatron_step import MegatronStep
+from megatron_r1.trainers.value_step import ValueStep
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,19 @@ class Session:
         self, tokenizer: Tokenizer, optimizer: OptimizerConfig, *, mtp_loss: float
     ) -> MegatronStep:
         return MegatronStep(self.policy(tokenizer), optimizer, mtp_loss=mtp_loss)
+
+    def critic(self, config: PpoConfig) -> Critic:
+        """The policy's architecture with a scalar head, and an optimizer of its own."""
+        run = self.config
+        policy = Policy(
+            run.model,
+            self.layout,
+            run.precision,
+            self.host,
+            seed=run.run.seed,
+            head=Head.scalar,
+        )
+        return Critic(value_step=ValueStep(policy, config.critic_optimizer), config=config)
 
     def engine(self, policy: Policy, tokenizer: Tokenizer) -> InProcessEngine:
         return InProcessEngine(
@@ -133,13 +150,19 @@ class Session:
         megatron_step: MegatronStep,
         init_from: Path,
         bank: WeightBank | None = None,
+        critic: Critic | None = None,
     ) -> LoopState:
         """Go on from the run's last checkpoint, or start from `init_from` if it has none."""
         latest = store.latest()
+        value_step = None if critic is None else critic.value_step
         if latest is None:
             self.start_from(megatron_step, init_from)
+            if critic is not None:
+                own = critic.config.critic_init_from
+                self.start_from(value_step, init_from if own is None else Path(own))
             return LoopState()
-        state = store.load(latest, megatron_step.policy, megatron_step.optimizer, bank)
+        trained = megatron_step.policy, megatron_step.optimizer
+        state = store.load(latest, *trained, bank, value_step)
         self.say(f"{self.config.stage.name}: resuming after step {state.step}")
         return state
 

@@ -3,6 +3,7 @@ references, and that the splits of a step do not change any of them."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import partial
 
@@ -16,6 +17,7 @@ from megatron_r1.algos.dpo import dpo_loss, dpo_pair_loss
 from megatron_r1.algos.grpo import grpo_loss
 from megatron_r1.algos.kl_penalty import adapt_coefficient, kl_penalised_loss
 from megatron_r1.algos.reward_losses import bradley_terry_loss, pointwise_loss
+from megatron_r1.algos.value import critic_loss
 from megatron_r1.config.algo import (
     AdvantageBaseline,
     AdvantageNorm,
@@ -131,7 +133,7 @@ def test_a_dpo_label_that_may_be_wrong_costs_on_both_sides():
 
 
 def rows_of(*lengths: int) -> list[TrainRow]:
-    """Rows of these lengths behind one token of prompt, with a reference."""
+    """Rows of these lengths behind one token of prompt, with a reference and a critic."""
     generator = torch.Generator().manual_seed(2)
     rows = []
     for length in lengths:
@@ -142,6 +144,8 @@ def rows_of(*lengths: int) -> list[TrainRow]:
                 loss_mask_L=torch.arange(1 + length) > 0,
                 weight=0.1,
                 logprobs_ref_L=noise[0] - 1,
+                values_L=noise[1],
+                returns_L=noise[2],
             )
         )
     return rows
@@ -165,6 +169,22 @@ def test_dpo_takes_whole_responses_and_leaves_padding_out():
     assert_close(*gradients, **CLOSE)
     right, pairs = ours.metrics["preference/accuracy"]
     assert (right, pairs) == (int((margins > 0).sum()), 2)
+
+
+def test_what_a_critic_says_after_a_token_is_about_the_next_one():
+    row = dataclasses.replace(
+        rows_of(2)[0], values_L=torch.zeros(3), returns_L=torch.tensor([0.0, 1.0, 3.0])
+    )
+    micro = build_micro_batch([row], pad_to_multiple=1, pad_token=0)
+    values_T = torch.tensor([0.5, 1.0, 9.0], requires_grad=True)
+    output = critic_loss(values_T, micro, clip=0.75)
+    # Returns 1 and 3; values 0.5 and 1, of which the clip leaves 0.5 and 0.75. Half of the weight
+    # 0.1 times 0.5^2 + 2.25^2; the clipped value has no gradient, and the last nothing to say.
+    assert output.loss.item() == pytest.approx(0.05 * (0.25 + 5.0625))
+    (gradient_T,) = torch.autograd.grad(output.loss, values_T)
+    assert_close(gradient_T, torch.tensor([-0.05, 0.0, 0.0]))
+    assert output.metrics["critic/clip_frac"] == (1, 2)
+    assert output.metrics["critic/value_mean"] == (1.5, 2)
 
 
 LOSSES = {

@@ -99,9 +99,11 @@ def test_a_stage_brings_its_objective_and_its_learning_rate():
         ("stage=distill stage.samples=x algo=distill_logits", "set stage.teacher=DIR"),
         ("stage=distill stage.samples=x stage.teacher=y", "stage.teacher = y has no meaning"),
         ("stage=dpo algo.label_smoothing=0.5", "algo.label_smoothing must be in [0, 0.5)"),
+        ("algo=ppo algo.advantage_norm=std", "compares a rollout with its critic"),
+        ("algo=ppo algo.gae_lambda=1.1", "algo.gae_lambda must be in [0, 1]"),
     ],
 )
-def test_examples_that_do_not_fit(overrides, expected):
+def test_examples_and_critics_that_do_not_fit(overrides, expected):
     assert expected in message(*overrides.split())
 
 

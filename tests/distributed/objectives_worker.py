@@ -1,4 +1,4 @@
-"""One rank of the tests of objectives in layouts: DPO and distillation on logits.
+"""One rank of the tests of objectives in layouts: DPO, distillation on logits, and PPO's critic.
 
     torchrun ... objectives_worker.py FILE LAYOUTS      writes what each layout found to FILE
 
@@ -31,7 +31,7 @@ def main(path: Path, layouts: list[dict[str, Any]]) -> None:
     results = []
     for parallel in layouts:
         found = {}
-        for objective in (dpo, distillation):
+        for objective in (dpo, distillation, critic):
             found |= {f"{objective.__name__} {k}": v for k, v in objective(host, parallel).items()}
         results.append(found)
     if dist.get_rank() == 0:
@@ -61,7 +61,7 @@ def build(host: Host, parallel: dict[str, Any], *overrides: str) -> tuple[Any, A
 
 
 def examples(rows_in_each: int) -> list[tuple[Any, ...]]:
-    """Rows of 8 to 25 tokens; the same on every rank."""
+    """Rows of 8 to 25 tokens, with what a critic learns from; the same on every rank."""
     from megatron_r1.types import TrainRow
 
     generator = torch.Generator().manual_seed(rows_in_each)
@@ -70,10 +70,13 @@ def examples(rows_in_each: int) -> list[tuple[Any, ...]]:
         rows = []
         for _ in range(rows_in_each):
             length = int(torch.randint(8, 26, (1,), generator=generator))
+            noise = torch.randn(2, length, generator=generator)
             rows.append(
                 TrainRow(
                     tokens_L=torch.randint(0, VOCAB, (length,), generator=generator),
                     loss_mask_L=torch.arange(length) >= 3,
+                    values_L=0.1 * noise[0],
+                    returns_L=noise[1],
                 )
             )
         result.append(tuple(rows))
@@ -129,6 +132,18 @@ def distillation(host: Host, parallel: dict[str, Any]) -> dict[str, float]:
     teacher = draw(model, seed=8)
     batch = with_teacher_logits(own_share(examples(1), step.policy.layout.dp), teacher)
     return two_steps(step, batch, distillation_loss, NUM_PAIRS)
+
+
+def critic(host: Host, parallel: dict[str, Any]) -> dict[str, float]:
+    from megatron_r1.algos.value import critic_loss
+    from megatron_r1.config.model import Head
+    from megatron_r1.trainers.supervised import own_share
+    from megatron_r1.trainers.value_step import ValueStep
+
+    config, draw = build(host, parallel, "algo=ppo")
+    step = ValueStep(draw(seed=7, head=Head.scalar), config.algo.critic_optimizer)
+    batch = own_share(examples(1), step.policy.layout.dp)
+    return two_steps(step, batch, partial(critic_loss, clip=0.2), NUM_PAIRS)
 
 
 if __name__ == "__main__":

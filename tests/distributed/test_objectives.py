@@ -1,4 +1,4 @@
-"""DPO and distillation on logits take the same steps in every kind of layout."""
+"""DPO, distillation on logits and PPO's critic take the same steps in every kind of layout."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run(path: Path, world_size: int, layouts: list[dict]) -> list[dict[str, floa
 
 def test_two_ranks_find_what_one_does(tmp_path):
     (expected,) = run(tmp_path / "one.json", 1, [{}])
-    assert len(expected) == 2 * 4 + 1
+    assert len(expected) == 3 * 4 + 1
     for layout, found in zip(LAYOUTS, run(tmp_path / "two.json", 2, LAYOUTS), strict=True):
         # The first step has float32's rounding; Adam, whose first step is the gradient's sign,
         # enlarges it where a gradient is near 0.

@@ -1,4 +1,4 @@
-"""stage=dpo and stage=distill as a user starts them, one after another in one process."""
+"""stage=dpo, stage=distill and algo=ppo as a user starts them, one after another in one process."""
 
 from __future__ import annotations
 
@@ -72,15 +72,19 @@ def test_stages_train_save_and_go_on(tmp_path):
     distill = ["stage=distill", "algo=distill_logits", init, "run.name=distill"]
     distill += [f"stage.samples={tmp_path}/samples.jsonl", f"stage.teacher={tmp_path}/dpo"]
     distill += ["stage.samples_per_step=6", "stage.num_epochs=1", "stage.max_tokens=64"]
+    ppo = ["stage=r1_zero", "algo=ppo", init, "run.name=ppo", "stage.prompts_per_step=1"]
+    ppo += ["stage.rollouts_per_prompt=2", "stage.steps_per_phase=1"]
     output = run(
         tmp_path,
         base,
         dpo,
         [*dpo, "stage.num_epochs=3"],
         distill,
+        [*ppo, "stage.num_steps=1"],
+        [*ppo, "stage.num_steps=2"],
     )
     assert "1 of 13 examples" in output and "were dropped" in output
-    assert "dpo: resuming after step 2" in output
+    assert "dpo: resuming after step 2" in output and "r1_zero: resuming after step 1" in output
     # 12 pairs, 6 a step: 2 steps an epoch.
     assert [row["step"] for row in metrics(tmp_path / "dpo")] == [1, 2, 3, 4, 5, 6]
     result = json.loads((tmp_path / "dpo/eval/pairs.json").read_text())
@@ -89,3 +93,6 @@ def test_stages_train_save_and_go_on(tmp_path):
     # The teacher is the student after six updates: not far away, and not the same.
     first = metrics(tmp_path / "distill")[0]
     assert 0 < first["distill/divergence"] < 1
+    # The critic is saved with the policy, and its optimizer goes on.
+    assert (tmp_path / "ppo/checkpoints/step_000002/critic").is_dir()
+    assert [row["critic/skipped"] for row in metrics(tmp_path / "ppo")] == [0, 0]
