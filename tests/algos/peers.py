@@ -5,7 +5,8 @@ that MEGATRON_R1_PEERS names:
 
     pip install --no-deps --target DIR trl==1.16.0 accelerate datasets pandas pyarrow multiprocess \
         dill xxhash
-    pip install --no-deps --target DIR verl==0.9.1 ray "tensordict<=0.10" codetiming
+    pip install --no-deps --target DIR verl==0.9.1 ray "tensordict<=0.10" codetiming msgpack \
+        pyvers cloudpickle
 """
 
 from __future__ import annotations

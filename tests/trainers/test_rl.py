@@ -183,6 +183,8 @@ def test_no_objective_on_rollouts_is_left_out():
     names = {path.stem for path in (CONF_DIR / "algo").glob("*.yaml")}
     on_rollouts = {n for n in names if isinstance(load_config([f"algo={n}"]).algo, AlgoConfig)}
     assert on_rollouts == {"grpo_r1", "grpo_stable", *OBJECTIVES}
+    # test_preference.py and test_distill.py
+    assert names - on_rollouts == {"dpo", "distill_logits", "distill_samples"}
 
 
 def test_a_critic_learns_alone_at_first_and_then_with_the_policy(
