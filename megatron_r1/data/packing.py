@@ -110,7 +110,10 @@ def build_micro_batch(
         return torch.full_like(row.tokens_L, value, dtype=torch.float32)
 
     def values(values_L: Tensor | None, row: TrainRow, default: float = 0.0) -> Tensor:
-        return per_token(default, row) if values_L is None else values_L.float()
+        if values_L is None:
+            return per_token(default, row)
+        # What a model said is on its device; padding, which none has seen, is where the tokens are.
+        return values_L.to(row.tokens_L.device, torch.float32)
 
     return MicroBatch(
         tokens_T=torch.cat([row.tokens_L for row in sequences]),

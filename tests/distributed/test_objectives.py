@@ -15,7 +15,6 @@ ROOT = Path(__file__).parents[2]
 LAYOUTS = [
     {},  # data 2
     {"tensor": 2},
-    {"tensor": 2, "sequence": False},
     {"pipeline": 2, "virtual_pipeline": 2},
     {"context": 2},
 ]
