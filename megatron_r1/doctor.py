@@ -139,6 +139,20 @@ def inspect_slurm() -> str:
     return f"{version}, {'a controller answers' if ' UP' in answer else 'no controller answers'}"
 
 
+def inspect_sandbox() -> str:
+    """By which means code that a policy wrote is shut in here; a program has been run in it."""
+    from megatron_r1.config.reward import Isolation
+    from megatron_r1.rewards.sandbox.run import problem_of
+
+    lacks = []
+    for isolation in (Isolation.bubblewrap, Isolation.namespaces):
+        problem = problem_of(isolation)
+        if problem is None:
+            return f"by {isolation.value}" + (f" ({'; '.join(lacks)})" if lacks else "")
+        lacks.append(f"{isolation.value}: {problem}")
+    raise RuntimeError("; ".join(lacks))
+
+
 def inspect_bubblewrap() -> str:
     version = run_command("bwrap", "--version").removeprefix("bubblewrap ")
     run_command("bwrap", "--ro-bind", "/", "/", "--unshare-all", "true")
@@ -240,9 +254,16 @@ CHECKS = (
     ),
     Check("Slurm", inspect_slurm, "jobs on a cluster", "Debian: apt-get install slurm-wlm munge"),
     Check(
+        "sandbox",
+        inspect_sandbox,
+        "isolation of code that a policy wrote",
+        "Debian: apt-get install bubblewrap, and allow user namespaces: sysctl "
+        "user.max_user_namespaces",
+    ),
+    Check(
         "bubblewrap",
         inspect_bubblewrap,
-        "isolation of code that a policy wrote",
+        "the sandbox's first choice",
         "Debian: apt-get install bubblewrap",
     ),
 )

@@ -11,7 +11,13 @@ from pathlib import Path
 from megatron_r1.config.load import CONF_DIR, load_config, to_yaml, world_size_from_environment
 from megatron_r1.config.overrides import usage
 from megatron_r1.config.run import RunConfig
-from megatron_r1.config.stage import R1ZeroConfig, TinyBaseConfig, TinyR1ZeroConfig
+from megatron_r1.config.stage import (
+    DistillConfig,
+    DpoStageConfig,
+    R1ZeroConfig,
+    TinyBaseConfig,
+    TinyR1ZeroConfig,
+)
 from megatron_r1.data.prompts import check_source
 from megatron_r1.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 from megatron_r1.rewards.mix import rules_of
@@ -64,6 +70,7 @@ def run(config: RunConfig) -> None:
     with open_session(config) as session:
         session.say(f"{session.layout.describe()} on {session.host.device}; {session.run_dir}")
         stage, init_from = config.stage, config.model.init_from
+        source = Path(init_from) if init_from else None
         match stage:
             case TinyR1ZeroConfig():
                 from megatron_r1.stages.tiny_r1_zero import run_tiny_r1_zero
@@ -76,8 +83,15 @@ def run(config: RunConfig) -> None:
             case R1ZeroConfig():
                 from megatron_r1.stages.r1_zero import run_r1_zero
 
-                source = Path(init_from) if init_from else None
                 run_r1_zero(session, stage, session.run_dir, source)
+            case DpoStageConfig():
+                from megatron_r1.stages.dpo import run_dpo
+
+                run_dpo(session, stage, session.run_dir, source)
+            case DistillConfig():
+                from megatron_r1.stages.distill import run_distill
+
+                run_distill(session, stage, session.run_dir, source)
 
 
 if __name__ == "__main__":

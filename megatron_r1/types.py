@@ -134,6 +134,13 @@ class TrainRow:
     """The trainer's own value at the version that sampled; float32."""
     logprobs_ref_L: Tensor | None = None
     """The reference policy's; float32."""
+    values_L: Tensor | None = None
+    """The critic's, of the state in which each token was chosen, before its first update on this
+    phase; float32."""
+    returns_L: Tensor | None = None
+    """What the critic should have said there; float32."""
+    teacher_logits_Lv: Tensor | None = None
+    """A teacher's, of the token after each, this tensor rank's columns; in the teacher's type."""
 
     @property
     def num_tokens(self) -> int:
@@ -145,6 +152,8 @@ class TrainBatch:
     """Rows of this data-parallel replica for one update or one forward pass."""
 
     rows: tuple[TrainRow, ...]
+    rows_together: int = 1
+    """This many rows after one another stay in one micro-batch: 2 where they are pairs."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +179,10 @@ class MicroBatch:
     logprobs_rollout_T: Tensor
     logprobs_old_T: Tensor
     logprobs_ref_T: Tensor
+    values_T: Tensor
+    returns_T: Tensor
+    teacher_logits_Tv: Tensor | None = None
+    """None where no row has any."""
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ class OneRank:
         start_process_group(self.host, timeout_minutes=5)
         self._layout = None
 
-    def policy(self, config, *, seed: int = 7):
+    def policy(self, config, *, seed: int = 7, **more):
         from megatron_r1.models.policy import Policy
 
         layout = self.layout(config.parallel)
-        return Policy(config.model, layout, config.precision, self.host, seed=seed)
+        return Policy(config.model, layout, config.precision, self.host, seed=seed, **more)
 
     def layout(self, parallel):
         from torch.distributed.distributed_c10d import _world

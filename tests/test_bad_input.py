@@ -147,6 +147,17 @@ def test_checkpoint_of_another_model(zero):
     assert "model.num_layers: checkpoint 4, configuration 2" in message
 
 
+def test_a_reward_hack_that_the_monitor_may_stop_for(zero, tmp_path):
+    # A length that changes at all is a drift here, and some phase is the first to have another.
+    watch = ["monitor=stop", "monitor.length_factor=1.0001", "monitor.baseline_phases=1"]
+    watch += ["monitor.window_phases=1", "rollout.max_response_tokens=64", "stage.num_steps=12"]
+    message = refused(*zero, *watch, "stage.rollouts_per_prompt=8")
+    assert "RewardHackError: reward hacking after step" in message
+    assert "length_drift: tokens" in message and "monitor.stop_on" in message
+    last = (tmp_path / "r1_zero/checkpoints/latest").read_text().strip()
+    assert f"after step {int(last.removeprefix('step_'))}:" in message
+
+
 def test_two_processes_in_one_run_directory(base, tmp_path):
     long = [*BASE, f"run.root={tmp_path}", "run.name=shared", "stage.num_steps=100000"]
     first = subprocess.Popen(

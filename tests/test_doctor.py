@@ -15,6 +15,7 @@ from megatron_r1.doctor import (
     can_train,
     inspect_apex,
     inspect_python,
+    inspect_sandbox,
     inspect_slurm,
     probe,
     probe_all,
@@ -135,6 +136,19 @@ def test_slurm_is_asked_for_its_version_and_its_controller(monkeypatch, tmp_path
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     found = probe(check(inspect_slurm))
     assert (found.status, found.detail) == (Status.ok, f"22.05.8, {answer}")
+
+
+def test_the_sandbox_is_what_the_rewards_would_take():
+    from megatron_r1.errors import ConfigError
+    from megatron_r1.rewards.sandbox.run import find_isolation
+
+    found = probe(check(inspect_sandbox))
+    try:
+        means = find_isolation().value
+    except ConfigError:
+        assert found.status is Status.broken
+    else:
+        assert found.status is Status.ok and found.detail.startswith(f"by {means}")
 
 
 def test_training_needs_what_is_required_and_nothing_else():

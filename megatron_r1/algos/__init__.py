@@ -7,7 +7,7 @@ divergence from the reference (`kl.py`). `objective.py` picks the loss that a co
 and docs/objectives.md has all of them in one table.
 
     on rollouts        grpo.py, cispo.py, kl_penalty.py   with ratios.py, rollout_tokens.py
-    with a critic      gae.py, value.py
+    with a critic      gae.py, value.py; the policy's is grpo.py
     on pairs, labels   dpo.py, reward_losses.py
     from a teacher     distill.py (logits), sft.py (samples)
 

@@ -142,7 +142,7 @@ class _TargetLogprobs(torch.autograd.Function):
         columns_T = targets_T - vocab_start
         chunks = [
             _shard_statistics(_scaled(logits_Tv[rows], temperature, num_valid), columns_T[rows])
-            for rows in _chunks(logits_Tv)
+            for rows in row_chunks(logits_Tv)
         ]
         peak_T, sum_T, entropy_T, target_T = _combine_shards(torch.cat(chunks, dim=1), group)
         log_sum_T = sum_T.log()
@@ -157,7 +157,7 @@ class _TargetLogprobs(torch.autograd.Function):
         """d log p(target) / d logit_v = (1[v = target] - p_v) / temperature."""
         logits_Tv, columns_T, peak_T, log_sum_T = ctx.saved_tensors
         grad_Tv = torch.empty_like(logits_Tv)
-        for rows in _chunks(logits_Tv):
+        for rows in row_chunks(logits_Tv):
             scaled_cv = _scaled(logits_Tv[rows], ctx.temperature, ctx.num_valid)
             log_p_cv = scaled_cv.sub_(peak_T[rows, None]).sub_(log_sum_T[rows, None])
             grad_cv = log_p_cv.exp_().neg_()
@@ -167,7 +167,7 @@ class _TargetLogprobs(torch.autograd.Function):
         return grad_Tv, None, None, None, None, None
 
 
-def _chunks(logits_Tv: Tensor) -> Iterator[slice]:
+def row_chunks(logits_Tv: Tensor) -> Iterator[slice]:
     """Consecutive rows, at least one at a time, of at most CHUNK_ELEMENTS logits."""
     num_rows, num_columns = logits_Tv.shape
     step = max(CHUNK_ELEMENTS // num_columns, 1)

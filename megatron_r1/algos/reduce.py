@@ -6,6 +6,8 @@ part of the tokens is that part's share of the step's loss, and shares are added
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -43,6 +45,12 @@ def token_weight(
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of the values where the mask is True, 0 if it never is; the others may be NaN."""
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def sequence_sums(values_T: Tensor, mask_T: Tensor, seq_lengths: Sequence[int]) -> Tensor:
+    """sums_S: of each sequence, the values where the mask is True; the others may be NaN."""
+    kept_T = torch.where(mask_T, values_T, 0.0)
+    return torch.stack([values_L.sum() for values_L in kept_T.split(list(seq_lengths))])
 
 
 def mean_parts(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,16 +16,16 @@ from megatron_r1.models.policy import Policy
 
 @torch.no_grad()
 def load_hf_weights(policy: Policy, path: Path) -> None:
-    """Fill a policy; rows that pad its vocabulary keep what they hold.
+    """Fill a policy; rows that pad its vocabulary, and a scalar head, keep what they hold.
 
     Raises:
         CheckpointError: see `HfWeights`, or the directory holds another model than the policy's.
     """
     weights = HfWeights(path)
-    check_same_model(path, {"model": model_identity(weights.config)}, policy.config)
+    check_same_model(path, {"model": model_identity(weights.config)}, policy.config, policy.head)
     places = ((place_of(m.megatron, weights.config), m) for m in weights.table)
     mappings = {(place.key, place.index): mapping for place, mapping in places}
-    sharded = policy.sharded_state_dict()
+    sharded = policy.sharded_state_dict(without_head=True)
     apply_factories(sharded)
     for shard in nested_values(sharded):
         if not isinstance(shard, ShardedTensor) or shard.data is None:

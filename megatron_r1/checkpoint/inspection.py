@@ -11,6 +11,7 @@ from pathlib import Path
 from megatron_r1.checkpoint.conversion import MEGABYTE
 from megatron_r1.checkpoint.hf_coverage import is_hf_directory, read_hf_config
 from megatron_r1.checkpoint.record import (
+    CRITIC,
     POLICY,
     REFERENCE,
     read_state,
@@ -25,6 +26,9 @@ from megatron_r1.telemetry.table import render_table
 
 Tensor = tuple[str, str, tuple[int, ...], int]
 """Name, dtype, shape, bytes."""
+
+_OF_OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\.")
+"""Experts have an optimizer of their own, chained behind the others'."""
 
 
 def describe(path: Path, pattern: str | None = None) -> str:
@@ -55,22 +59,22 @@ def _describe_checkpoint(path: Path, pattern: str | None) -> Iterable[str]:
     yield f"{path}: checkpoint, {_model(saved_config(path, record))}"
     loop = ", ".join(f"{name} {value}" for name, value in record["loop"].items())
     yield f"{loop}; saved by {record['layout']}"
-    for name in (POLICY, REFERENCE):
+    for name in (POLICY, REFERENCE, CRITIC):
         if (path / name).is_dir():
             reader = ShardedReader(path / name)
             tensors = [
                 (key, str(spec.dtype), spec.shape, prod(spec.shape) * spec.dtype.itemsize)
                 for key, spec in reader.specs.items()
             ]
-            optimizer = [tensor for tensor in tensors if tensor[0].startswith("optimizer.")]
-            weights = [tensor for tensor in tensors if not tensor[0].startswith("optimizer.")]
+            optimizer = [tensor for tensor in tensors if _OF_OPTIMIZER.match(tensor[0])]
+            weights = [tensor for tensor in tensors if not _OF_OPTIMIZER.match(tensor[0])]
             yield from _tables(f"{name}: weights", weights, pattern)
             if optimizer:
                 yield from _tables(f"{name}: optimizer state", optimizer, pattern)
             elif name == POLICY:
                 yield "no optimizer state: a run can start from it, and none can resume"
     for file, size in record["files"].items():
-        if not file.startswith((POLICY, REFERENCE)):
+        if not file.startswith((POLICY, REFERENCE, CRITIC)):
             yield f"{file}: {size:,} bytes"
 
 

@@ -4,6 +4,7 @@ A checkpoint is a directory:
 
     policy/                  Megatron distributed checkpoint: weights and, from training, optimizer
     reference/               the reference policy's weights, where the run keeps one
+    critic/                  PPO's critic, weights and optimizer
     tokenizer/               so that a checkpoint can be used by itself
     fp8_scales.safetensors   scales of weights that were converted from FP8, for the way back
     state.json               the loop's counters, the model's shape, every file's size
@@ -23,6 +24,7 @@ from typing import Any
 from megatron_r1.config.model import (
     DeepseekV3Config,
     GroupedQueryConfig,
+    Head,
     ModelConfig,
     Qwen3MoeConfig,
     RopeConfig,
@@ -31,7 +33,7 @@ from megatron_r1.config.model import (
 from megatron_r1.errors import CheckpointError
 
 FORMAT = "megatron_r1/1"
-POLICY, REFERENCE, TOKENIZER = "policy", "reference", "tokenizer"
+POLICY, REFERENCE, CRITIC, TOKENIZER = "policy", "reference", "critic", "tokenizer"
 FP8_SCALES = "fp8_scales.safetensors"
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -110,9 +112,19 @@ def read_state(path: Path) -> dict[str, Any]:
     return record
 
 
-def check_same_model(path: Path, record: dict[str, Any], config: ModelConfig) -> None:
-    """Refuse a checkpoint of another model, naming what differs."""
-    saved, own = record["model"], model_identity(config)
+def check_same_model(path: Path, record: dict[str, Any], config: ModelConfig, head: Head) -> None:
+    """Refuse a checkpoint of another model, naming what differs.
+
+    A model with a scalar head takes a language model's body, without its prediction layers.
+    """
+    if head is Head.vocabulary and saved_head(record) is Head.scalar:
+        raise CheckpointError(
+            f"checkpoint {path} has a scalar head, as reward models and critics do, and cannot "
+            "write. Name a language model's checkpoint"
+        )
+    saved, own = dict(record["model"]), model_identity(config)
+    if head is Head.scalar:
+        saved["num_mtp_layers"] = own["num_mtp_layers"]
     differing = [
         f"model.{key}: checkpoint {saved.get(key)!r}, configuration {own.get(key)!r}"
         for key in sorted(saved.keys() | own.keys())
@@ -123,6 +135,11 @@ def check_same_model(path: Path, record: dict[str, Any], config: ModelConfig) ->
             f"checkpoint {path} holds another model than the configuration describes: "
             + "; ".join(differing)
         )
+
+
+def saved_head(record: dict[str, Any]) -> Head:
+    """What the model of a checkpoint ends in."""
+    return Head(record.get("head", Head.vocabulary.value))
 
 
 def model_identity(config: ModelConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from megatron.core import dist_checkpointing
@@ -25,6 +25,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_r1.checkpoint.record import (
+    CRITIC,
     POLICY,
     REFERENCE,
     TOKENIZER,
@@ -34,6 +35,7 @@ from megatron_r1.checkpoint.record import (
     latest_checkpoint,
     publish,
     read_state,
+    saved_head,
     write_record,
 )
 from megatron_r1.errors import CheckpointError
@@ -69,6 +71,13 @@ class _Pending:
     finish: Callable[[Path], None]
 
 
+class Trained(Protocol):
+    """A model with its optimizer."""
+
+    policy: Policy
+    optimizer: MegatronOptimizer
+
+
 class CheckpointStore:
     """The checkpoints of one run."""
 
@@ -97,6 +106,7 @@ class CheckpointStore:
         policy: Policy,
         optimizer: MegatronOptimizer,
         bank: WeightBank | None = None,
+        critic: Trained | None = None,
     ) -> Path:
         """Write a checkpoint; every rank calls it. Earlier ones stay until it is whole.
 
@@ -122,6 +132,8 @@ class CheckpointStore:
             (partial / POLICY).mkdir(parents=True)
             if with_reference:
                 (partial / REFERENCE).mkdir()
+            if critic is not None:
+                (partial / CRITIC).mkdir()
             return partial
 
         def finish(partial: Path) -> None:
@@ -133,6 +145,7 @@ class CheckpointStore:
                 loop=dataclasses.asdict(state),
                 layout=policy.layout.describe(),
                 torch=torch.__version__,
+                head=policy.head.value,
             )
             publish(partial, final)
             with replace_file(self._dir / "latest") as pointer:
@@ -147,13 +160,17 @@ class CheckpointStore:
                 with bank.use(REFERENCE):
                     weights = {"model": policy.sharded_state_dict()}
                     dist_checkpointing.save(weights, str(partial / REFERENCE))
-            write = dist_checkpointing.save(
-                _state_dict(policy, optimizer), str(partial / POLICY), async_sharded_save=True
-            )
-            if self._in_background:
-                self._writes.schedule_async_request(write)
-            else:
-                write.execute_sync()
+            states = {POLICY: _state_dict(policy, optimizer)}
+            if critic is not None:
+                states[CRITIC] = _state_dict(critic.policy, critic.optimizer)
+            for name, tensors in states.items():
+                write = dist_checkpointing.save(
+                    tensors, str(partial / name), async_sharded_save=True
+                )
+                if self._in_background:
+                    self._writes.schedule_async_request(write)
+                else:
+                    write.execute_sync()
         self._pending = _Pending(state.step, partial, finish)
         if not self._in_background:
             self.poll(wait=True)
@@ -200,21 +217,26 @@ class CheckpointStore:
         policy: Policy,
         optimizer: MegatronOptimizer,
         bank: WeightBank | None = None,
+        critic: Trained | None = None,
     ) -> LoopState:
-        """Put a checkpoint into the policy, the optimizer and the bank; the layout may differ.
+        """Put a checkpoint into the policy, the optimizer, the bank and the critic; the layout may
+        differ.
 
         In the layout that saved it the run goes on bit for bit.
         """
         record = read_state(path)
-        check_same_model(path, record, policy.config)
+        check_same_model(path, record, policy.config, policy.head)
         if bank is not None and (path / REFERENCE).is_dir():
             _load_weights(policy, path / REFERENCE)
             bank.store(REFERENCE)
-        target = _state_dict(policy, optimizer, is_loading=True)
-        loaded = _read(target, path / POLICY)
-        policy.load_state_dict(loaded["model"])
-        optimizer.load_state_dict(loaded["optimizer"])
-        _separate_step_counts(optimizer)
+        _load_trained(policy, optimizer, path / POLICY)
+        if critic is not None:
+            if not (path / CRITIC).is_dir():
+                raise CheckpointError(
+                    f"checkpoint {path} holds no critic, and algo=ppo goes on with one. Start "
+                    "another run from it: run.name=NEW model.init_from=" + str(path)
+                )
+            _load_trained(critic.policy, critic.optimizer, path / CRITIC)
         loop = record["loop"]
         return LoopState(**{**loop, "watched": tuple(loop.get("watched", ()))})
 
@@ -225,9 +247,10 @@ class CheckpointStore:
 
 
 def load_weights(policy: Policy, path: Path) -> None:
-    """Weights alone, e.g. for `model.init_from`."""
-    check_same_model(path, read_state(path), policy.config)
-    _load_weights(policy, path / POLICY)
+    """Weights alone, e.g. for `model.init_from`; a language model's leave a scalar head alone."""
+    record = read_state(path)
+    check_same_model(path, record, policy.config, policy.head)
+    _load_weights(policy, path / POLICY, without_head=policy.head is not saved_head(record))
 
 
 def _state_dict(
@@ -278,8 +301,15 @@ def _separate_step_counts(optimizer: MegatronOptimizer) -> None:
                 state["step"] = state["step"].clone()
 
 
-def _load_weights(policy: Policy, path: Path) -> None:
-    target = {"model": policy.sharded_state_dict()}
+def _load_trained(policy: Policy, optimizer: MegatronOptimizer, path: Path) -> None:
+    loaded = _read(_state_dict(policy, optimizer, is_loading=True), path)
+    policy.load_state_dict(loaded["model"])
+    optimizer.load_state_dict(loaded["optimizer"])
+    _separate_step_counts(optimizer)
+
+
+def _load_weights(policy: Policy, path: Path, *, without_head: bool = False) -> None:
+    target = {"model": policy.sharded_state_dict(without_head=without_head)}
     policy.load_state_dict(_read(target, path)["model"])
 
 

@@ -1,4 +1,4 @@
-"""`conf/algo/`: the objective that a policy is trained on from its own rollouts.
+"""`conf/algo/`: the objective that a policy is trained on: its own rollouts, pairs, or a teacher.
 
 One dataclass for each loss that is another formula. Most objectives with a name of their own are
 GRPO's clipped surrogate with another advantage, ratio or reduction: they are presets of
@@ -7,9 +7,10 @@ GRPO's clipped surrogate with another advantage, ratio or reduction: they are pr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
+from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.errors import ConfigError
 
 
@@ -83,11 +84,27 @@ class LossReduction(Enum):
 
 
 @dataclass(kw_only=True)
-class AlgoConfig:
+class ObjectiveConfig:
+    """What every objective has."""
+
+    name: str
+
+    def _check_at_least(self, least: float, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < least:
+                raise ConfigError(f"algo.{name} must be >= {least}, got {getattr(self, name)}")
+
+    def _check_positive(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"algo.{name} must be > 0, got {getattr(self, name)}")
+
+
+@dataclass(kw_only=True)
+class AlgoConfig(ObjectiveConfig):
     """What every objective on rollouts has. The defaults are DeepSeek-R1's (arXiv:2501.12948v2
     section 3.2.1)."""
 
-    name: str
     kl_beta: float = 0.001
     """Weight of the KL penalty to the reference, per nat. 0 keeps no reference model."""
     kl_estimator: KlEstimator = KlEstimator.k3
@@ -137,16 +154,6 @@ class AlgoConfig:
                 "rounds to 1"
             )
 
-    def _check_at_least(self, least: float, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) < least:
-                raise ConfigError(f"algo.{name} must be >= {least}, got {getattr(self, name)}")
-
-    def _check_positive(self, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"algo.{name} must be > 0, got {getattr(self, name)}")
-
 
 @dataclass(kw_only=True)
 class GrpoConfig(AlgoConfig):
@@ -162,6 +169,47 @@ class GrpoConfig(AlgoConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_positive("clip_eps_low", "clip_eps_high")
+
+
+@dataclass(kw_only=True)
+class PpoConfig(GrpoConfig):
+    """PPO: the clipped surrogate with advantages from a critic; `algos/gae.py`, `algos/value.py`,
+    `trainers/critic.py`."""
+
+    name: str = "ppo"
+    discount: float = 1.0
+    """gamma; InstructGPT (arXiv:2203.02155 appendix C) discounts nothing."""
+    gae_lambda: float = 1.0
+    """In DeepSeek-R1's comparison 0.95, a common choice, fell clearly behind GRPO, and 1.0 came
+    near it (arXiv:2501.12948v2 supplement A.3)."""
+    value_clip: float = 0.2
+    """Farthest that one phase's updates move a value without losing its gradient; as far as
+    `clip_eps`, as in OpenAI's code (arXiv:2005.12729)."""
+    critic_init_from: str | None = None
+    """A run, a checkpoint or a Hugging Face model whose body the critic starts with, such as a
+    reward model's; None: `model.init_from`. A new head starts with small weights."""
+    critic_warmup_steps: int = 0
+    """The first so many updates are the critic's alone; the policy waits."""
+    critic_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=9e-6))
+    """9e-6 is InstructGPT's for value functions (arXiv:2203.02155 appendix C)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_positive("value_clip")
+        self._check_at_least(0, "critic_warmup_steps")
+        for name in ("discount", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"algo.{name} must be in [0, 1], got {getattr(self, name)}")
+        group_free = self.advantage_baseline is AdvantageBaseline.none and self.advantage_norm in (
+            AdvantageNorm.batch,
+            AdvantageNorm.none,
+        )
+        if not group_free or self.kl_place is KlPlace.rollout_reward or self.drop_zero_std_groups:
+            raise ConfigError(
+                "algo.name = ppo compares a rollout with its critic, and not with its group: leave "
+                "algo.advantage_baseline at none, algo.advantage_norm at batch or none, "
+                "algo.kl_place at token_reward or loss, and algo.drop_zero_std_groups at false"
+            )
 
 
 @dataclass(kw_only=True)
@@ -194,3 +242,45 @@ class KlPenaltyConfig(AlgoConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_positive("initial_coefficient", "target_kl")
+
+
+@dataclass(kw_only=True)
+class DpoConfig(ObjectiveConfig):
+    """Direct preference optimisation from pairs; `algos/dpo.py`."""
+
+    name: str = "dpo"
+    beta: float = 0.1
+    """Weight of the KL behind the objective (arXiv:2305.18290 appendix B)."""
+    label_smoothing: float = 0.0
+    """The share of pairs taken to be the wrong way round (conservative DPO)."""
+
+    def __post_init__(self) -> None:
+        self._check_positive("beta")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ConfigError(
+                f"algo.label_smoothing must be in [0, 0.5), got {self.label_smoothing}"
+            )
+
+
+@dataclass(kw_only=True)
+class DistillSamplesConfig(ObjectiveConfig):
+    """The likelihood of a teacher's responses, as DeepSeek-R1 distils; `algos/sft.py`."""
+
+    name: str = "distill_samples"
+
+
+@dataclass(kw_only=True)
+class DistillLogitsConfig(ObjectiveConfig):
+    """A divergence from a teacher's distribution at each token; `algos/distill.py`."""
+
+    name: str = "distill_logits"
+    interpolation: float = 0.0
+    """0: KL(teacher || student), 1: KL(student || teacher), between them the generalised
+    Jensen-Shannon divergence (GKD, arXiv:2306.13649)."""
+    temperature: float = 1.0
+    """Divides the logits of both."""
+
+    def __post_init__(self) -> None:
+        self._check_positive("temperature")
+        if not 0 <= self.interpolation <= 1:
+            raise ConfigError(f"algo.interpolation must be in [0, 1], got {self.interpolation}")

@@ -1,4 +1,4 @@
-"""A judging model, behind an OpenAI-compatible endpoint."""
+"""`conf/judge/`: a judging model, behind an OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 

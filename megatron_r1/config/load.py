@@ -18,6 +18,7 @@ from megatron_r1.config import (
     algo,
     cluster,
     data,
+    judge,
     model,
     monitor,
     optimizer,
@@ -37,11 +38,16 @@ CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 _SCHEMAS = {
     "algo": {
         "cispo_schema": algo.CispoConfig,
+        "distill_logits_schema": algo.DistillLogitsConfig,
+        "distill_samples_schema": algo.DistillSamplesConfig,
+        "dpo_schema": algo.DpoConfig,
         "grpo_schema": algo.GrpoConfig,
         "kl_penalty_schema": algo.KlPenaltyConfig,
+        "ppo_schema": algo.PpoConfig,
     },
     "cluster": {"local_schema": cluster.ClusterConfig},
     "data": {"prompts_schema": data.DataConfig},
+    "judge": {"judge_schema": judge.JudgeConfig},
     "model": {
         "deepseek_v3_schema": model.DeepseekV3Config,
         "grouped_query_schema": model.GroupedQueryConfig,
@@ -54,6 +60,8 @@ _SCHEMAS = {
     "reward": {"reward_schema": reward.RewardConfig},
     "rollout": {"rollout_schema": rollout.RolloutConfig},
     "stage": {
+        "distill_schema": stage.DistillConfig,
+        "dpo_schema": stage.DpoStageConfig,
         "r1_zero_schema": stage.R1ZeroConfig,
         "tiny_base_schema": stage.TinyBaseConfig,
         "tiny_r1_zero_schema": stage.TinyR1ZeroConfig,

@@ -9,6 +9,15 @@ from typing import Any
 from megatron_r1.errors import ConfigError
 
 
+class Head(Enum):
+    """What a model ends in; the stage knows which, and the body is the same."""
+
+    vocabulary = "vocabulary"
+    """Logits of the next token: a language model."""
+    scalar = "scalar"
+    """One number for each token: a reward model or a critic."""
+
+
 class RopeScaling(Enum):
     """How rotary frequencies are stretched beyond the pre-training context."""
 

@@ -25,8 +25,8 @@ class Hack(Enum):
 class MonitorConfig:
     """Compares the last `window_phases` rollout phases with the first `baseline_phases`.
 
-    No paper states thresholds: these are ours, wide enough that neither the quickstart nor the toy
-    runs of the tests raise an alarm without a flaw in the reward.
+    No paper states thresholds: these are ours, wide enough that the toy runs of the tests raise an
+    alarm where the reward has a flaw and none where it has not.
     """
 
     name: str = "watch"

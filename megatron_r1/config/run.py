@@ -5,9 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_r1.config.algo import AlgoConfig, KlPenaltyConfig
+from megatron_r1.config.algo import (
+    AlgoConfig,
+    DistillLogitsConfig,
+    DistillSamplesConfig,
+    DpoConfig,
+    KlPenaltyConfig,
+    ObjectiveConfig,
+)
 from megatron_r1.config.cluster import ClusterConfig
 from megatron_r1.config.data import DataConfig, PromptSourceKind
+from megatron_r1.config.judge import JudgeConfig
 from megatron_r1.config.model import GroupedQueryConfig, MixtureConfig, ModelConfig
 from megatron_r1.config.monitor import MonitorConfig
 from megatron_r1.config.optimizer import OptimizerConfig
@@ -15,7 +23,15 @@ from megatron_r1.config.parallel import ParallelConfig
 from megatron_r1.config.precision import PrecisionConfig
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.config.rollout import RolloutConfig
-from megatron_r1.config.stage import R1ZeroConfig, StageConfig, TinyBaseConfig, TinyR1ZeroConfig
+from megatron_r1.config.stage import (
+    DistillConfig,
+    DpoStageConfig,
+    ExamplesConfig,
+    R1ZeroConfig,
+    StageConfig,
+    TinyBaseConfig,
+    TinyR1ZeroConfig,
+)
 from megatron_r1.config.telemetry import TelemetryConfig
 from megatron_r1.errors import ConfigError
 
@@ -50,8 +66,9 @@ class RunConfig:
     stage: StageConfig
     model: ModelConfig
     parallel: ParallelConfig
-    algo: AlgoConfig
+    algo: ObjectiveConfig
     reward: RewardConfig
+    judge: JudgeConfig
     monitor: MonitorConfig
     data: DataConfig
     rollout: RolloutConfig
@@ -67,11 +84,67 @@ class RunConfig:
             ConfigError: with the settings' paths, their values and a way out.
         """
         _check_degrees(self.parallel, world_size)
-        _check_model_fits_degrees(self.model, self.parallel)
+        check_model_fits_degrees(self.model, self.parallel)
+        _check_objective(self)
+        if isinstance(self.stage, ExamplesConfig):
+            _check_examples(self, self.stage)
+            return
         _check_lengths(self)
         _check_stage(self)
         _check_algo(self)
         _check_monitor(self)
+
+
+_OBJECTIVES: dict[type[StageConfig], tuple[type[ObjectiveConfig], ...]] = {
+    R1ZeroConfig: (AlgoConfig,),
+    TinyR1ZeroConfig: (AlgoConfig,),
+    DpoStageConfig: (DpoConfig,),
+    DistillConfig: (DistillSamplesConfig, DistillLogitsConfig),
+}
+"""What a stage trains with; one that is not here asks no objective of `conf/algo/`."""
+
+
+def _check_objective(config: RunConfig) -> None:
+    stage, algo = config.stage, config.algo
+    if isinstance(algo, _OBJECTIVES.get(type(stage), ObjectiveConfig)):
+        return
+    stages = [schema().name for schema, kinds in _OBJECTIVES.items() if isinstance(algo, kinds)]
+    raise ConfigError(
+        f"algo.name = {algo.name} is no objective of stage.name = {stage.name}. It is one of "
+        f"stage={' or stage='.join(stages)}; leave algo= out to train with the stage's own"
+    )
+
+
+def _check_examples(config: RunConfig, stage: ExamplesConfig) -> None:
+    """Files are named, and the longest example fits the model and a micro-batch."""
+    if isinstance(stage, DpoStageConfig) and not stage.pairs:
+        raise ConfigError("stage.pairs is not set: name a JSONL file, stage.pairs=FILE")
+    if isinstance(stage, DistillConfig):
+        if not stage.samples:
+            raise ConfigError("stage.samples is not set: name a JSONL file, stage.samples=FILE")
+        if isinstance(config.algo, DistillLogitsConfig) and stage.teacher is None:
+            raise ConfigError(
+                f"algo.name = {config.algo.name} needs a teacher: set stage.teacher=DIR, or "
+                "algo=distill_samples to learn from its responses alone"
+            )
+        if isinstance(config.algo, DistillSamplesConfig) and stage.teacher is not None:
+            raise ConfigError(
+                f"stage.teacher = {stage.teacher} has no meaning for algo.name = "
+                f"{config.algo.name}. Leave it out, or set algo=distill_logits"
+            )
+    if stage.max_tokens > config.model.max_positions:
+        raise ConfigError(
+            f"stage.max_tokens = {stage.max_tokens} exceeds model.max_positions = "
+            f"{config.model.max_positions}. Set it to that or less"
+        )
+    together = 2 if isinstance(stage, DpoStageConfig) else 1
+    capacity = config.parallel.max_tokens_per_microbatch
+    if together * stage.max_tokens > capacity:
+        pair = "2 x " if together == 2 else ""
+        raise ConfigError(
+            f"{pair}stage.max_tokens = {pair}{stage.max_tokens} exceeds "
+            f"parallel.max_tokens_per_microbatch = {capacity}. Raise that or lower the other"
+        )
 
 
 def _check_lengths(config: RunConfig) -> None:
@@ -217,7 +290,9 @@ def _check_pipeline_split(model: ModelConfig, parallel: ParallelConfig) -> None:
         )
 
 
-def _check_model_fits_degrees(model: ModelConfig, parallel: ParallelConfig) -> None:
+def check_model_fits_degrees(model: ModelConfig, parallel: ParallelConfig) -> None:
+    """A model's heads, layers, experts and widths can be split so; a teacher's too."""
+
     def check(what: str, value: int, setting: str, degree: int) -> None:
         if value % degree:
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from megatron_r1.config.corpus import CorpusConfig
@@ -111,3 +112,62 @@ class TinyR1ZeroConfig(StageConfig):
     base: TinyBaseConfig = field(default_factory=TinyBaseConfig)
     zero: R1ZeroConfig = field(default_factory=R1ZeroConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
+
+
+@dataclass(kw_only=True)
+class ExamplesConfig(StageConfig):
+    """What stages have that go through a file of examples, in an order of each epoch's own."""
+
+    num_epochs: int = 1
+    max_tokens: int = 8_192
+    """Prompt, response and end of sequence; a longer example is dropped, counted and reported."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_epochs", "max_tokens"):
+            _check_positive(self, name)
+
+
+@dataclass(kw_only=True)
+class DpoStageConfig(ExamplesConfig):
+    """DPO on a file of preference pairs."""
+
+    name: str = "dpo"
+    pairs: str = ""
+    """JSONL file; `data/preferences.py` says what is in it."""
+    heldout_pairs: str | None = None
+    """Pairs that are not trained on: at the end, how many of them the policy orders right."""
+    pairs_per_step: int = 64
+    """arXiv:2305.18290 appendix B."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(self, "pairs_per_step")
+
+    def num_steps(self, num_pairs: int) -> int:
+        """Updates in all epochs; the last one may begin another."""
+        return math.ceil(self.num_epochs * num_pairs / self.pairs_per_step)
+
+
+@dataclass(kw_only=True)
+class DistillConfig(ExamplesConfig):
+    """A teacher's responses, from a file. Defaults are those of DeepSeek-R1's distilled models
+    (arXiv:2501.12948v2 B.4.3), which took 2 to 3 epochs."""
+
+    name: str = "distill"
+    samples: str = ""
+    """JSONL file; `data/samples.py` says what is in it."""
+    teacher: str | None = None
+    """A run, a checkpoint or a Hugging Face model of the same vocabulary, for the objective on
+    logits. It runs in the student's layout, and stays on the device beside it."""
+    samples_per_step: int = 64
+    num_epochs: int = 2
+    max_tokens: int = 32_768
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(self, "samples_per_step")
+
+    def num_steps(self, num_samples: int) -> int:
+        """Updates in all epochs; the last one may begin another."""
+        return math.ceil(self.num_epochs * num_samples / self.samples_per_step)

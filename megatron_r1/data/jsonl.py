@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 from pathlib import Path
 from typing import Any
 
 from megatron_r1.data import gym_tasks
 from megatron_r1.data.code_tests import check_tests
+from megatron_r1.data.json_lines import read_records, text_of
 from megatron_r1.data.languages import LANGUAGES
 from megatron_r1.data.problems import Problem
-from megatron_r1.errors import ConfigError, DataError
+from megatron_r1.errors import ConfigError
 
 GRADERS = ("math", "exact", "choice", "code")
 
@@ -27,75 +26,36 @@ def read_jsonl(path: str | Path, *, max_lines: int | None = None) -> list[Proble
         DataError: the file is missing or holds no problem, or a line is unusable: ``file:line``,
             what is wrong, and how the line starts.
     """
-    try:
-        with open(path, "rb") as file:
-            lines = [line.rstrip(b"\n") for line in itertools.islice(file, max_lines)]
-    except OSError as error:
-        raise DataError(
-            f"prompt file {path}: {error.strerror}. "
-            "Set data.path or data.heldout_path to a JSONL file"
-        ) from error
-    problems = [
-        _to_problem(line, Path(path), number)
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
-    if not problems:
-        raise DataError(f"prompt file {path} holds no problem. Write one JSON object a line")
-    return problems
+    stem = Path(path).stem
+    return read_records(
+        path,
+        lambda record, number: _to_problem(record, default_id=f"{stem}/{number}"),
+        what="problem",
+        way_out="Set data.path or data.heldout_path to a JSONL file",
+        max_lines=max_lines,
+    )
 
 
-def _to_problem(line: bytes, path: Path, number: int) -> Problem:
-    try:
-        return _parse(line, default_id=f"{path.stem}/{number}")
-    except ValueError as error:
-        start = line[:60].decode("utf-8", errors="backslashreplace")
-        raise DataError(f"{path}:{number}: {error}. The line starts {start!r}") from error
-
-
-def _parse(line: bytes, default_id: str) -> Problem:
+def _to_problem(record: dict[str, Any], *, default_id: str) -> Problem:
     """One line; raises ValueError with what is wrong."""
-    try:
-        record = json.loads(line.decode("utf-8-sig").rstrip())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 at byte {error.start + 1} of the line") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise ValueError("not a question: JSON nested too deeply to be read") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"expected an object, got {type(record).__name__}")
-    question = _text(record, "question")
-    grader = _text(record, "grader") if "grader" in record else "math"
-    answer = "" if grader == "code" and "answer" not in record else _text(record, "answer")
+    question = text_of(record, "question")
+    grader = text_of(record, "grader") if "grader" in record else "math"
+    answer = "" if grader == "code" and "answer" not in record else text_of(record, "answer")
     return Problem(
-        id=_text(record, "id") if "id" in record else default_id,
+        id=text_of(record, "id") if "id" in record else default_id,
         question=question,
         answer=answer,
         grader=grader,
         grader_data=_grader_data(grader, question, answer, record),
-        dataset=_text(record, "dataset") if "dataset" in record else "",
+        dataset=text_of(record, "dataset") if "dataset" in record else "",
         language=_language(record),
     )
-
-
-def _text(record: dict[str, Any], key: str) -> str:
-    if key not in record:
-        raise ValueError(f"key {key!r} is missing")
-    value = record[key]
-    if not isinstance(value, str):
-        raise ValueError(f"{key!r} must be a string, got {type(value).__name__} {value!r}")
-    if not value.strip():
-        raise ValueError(f"{key!r} is empty")
-    if any("\ud800" <= char <= "\udfff" for char in value):
-        raise ValueError(f"{key!r} holds half of a surrogate pair, which is no character")
-    return value
 
 
 def _language(record: dict[str, Any]) -> str | None:
     if "language" not in record:
         return None
-    code = _text(record, "language")
+    code = text_of(record, "language")
     if code not in LANGUAGES:
         raise ValueError(f"'language' is {code!r}: choose one of {', '.join(LANGUAGES)}")
     return code

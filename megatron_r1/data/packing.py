@@ -100,7 +100,7 @@ def build_micro_batch(
     """Concatenate rows, in their order, into one stream of a length that pad_to_multiple divides.
 
     Padding comes last, as a sequence of its own with weight 0; without rows it is pad_to_multiple
-    tokens of it. Optional log-probabilities that a row lacks become zeros.
+    tokens of it. Optional numbers that a row lacks become zeros.
     """
     num_tokens = sum(row.num_tokens for row in rows)
     num_padding = -num_tokens % pad_to_multiple if rows else pad_to_multiple
@@ -110,7 +110,10 @@ def build_micro_batch(
         return torch.full_like(row.tokens_L, value, dtype=torch.float32)
 
     def values(values_L: Tensor | None, row: TrainRow, default: float = 0.0) -> Tensor:
-        return per_token(default, row) if values_L is None else values_L.float()
+        if values_L is None:
+            return per_token(default, row)
+        # What a model said is on its device; padding, which none has seen, is where the tokens are.
+        return values_L.to(row.tokens_L.device, torch.float32)
 
     return MicroBatch(
         tokens_T=torch.cat([row.tokens_L for row in sequences]),
@@ -125,6 +128,24 @@ def build_micro_batch(
         logprobs_rollout_T=torch.cat([values(row.logprobs_rollout_L, row) for row in sequences]),
         logprobs_old_T=torch.cat([values(row.logprobs_old_L, row) for row in sequences]),
         logprobs_ref_T=torch.cat([values(row.logprobs_ref_L, row) for row in sequences]),
+        values_T=torch.cat([values(row.values_L, row) for row in sequences]),
+        returns_T=torch.cat([values(row.returns_L, row) for row in sequences]),
+        teacher_logits_Tv=_teacher_logits(sequences),
+    )
+
+
+def _teacher_logits(sequences: Sequence[TrainRow]) -> Tensor | None:
+    """End to end, in their own type, zeros for padding."""
+    like = next((row.teacher_logits_Lv for row in sequences), None)
+    if like is None:
+        return None
+    return torch.cat(
+        [
+            like.new_zeros(row.num_tokens, *like.shape[1:])
+            if row.teacher_logits_Lv is None
+            else row.teacher_logits_Lv
+            for row in sequences
+        ]
     )
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
-from functools import lru_cache
 
 from megatron_r1.config.data import DataConfig, PromptSourceKind
+from megatron_r1.data.epochs import item_of_draw
 from megatron_r1.data.gym_tasks import generate_problems
 from megatron_r1.data.jsonl import read_jsonl
 from megatron_r1.data.problems import (
@@ -77,10 +76,9 @@ class PromptSource:
         self._num_draws = num_draws
 
     def _drawn(self, draw: int) -> Problem:
-        epoch, position = divmod(draw, len(self.train))
         if not self._config.shuffle:
-            return self.train[position]
-        return self.train[_epoch_order(len(self.train), self._seed, epoch)[position]]
+            return self.train[draw % len(self.train)]
+        return self.train[item_of_draw(draw, len(self.train), self._seed)]
 
     def _to_prompt(self, problem: Problem, draw: int) -> Prompt:
         text = render(self._config.template, problem.question)
@@ -204,11 +202,3 @@ def _check_sizes(splits: Splits, config: DataConfig) -> None:
             f"(data.corpus_frac = {config.corpus_frac}) and {available} to the held-out side. "
             "Supply more problems or lower data.corpus_frac"
         )
-
-
-@lru_cache(maxsize=4)
-def _epoch_order(num_problems: int, seed: int, epoch: int) -> tuple[int, ...]:
-    """A function of its arguments alone, so that resuming needs no generator's state."""
-    order = list(range(num_problems))
-    random.Random(f"{seed}/{epoch}").shuffle(order)
-    return tuple(order)

@@ -58,6 +58,10 @@ class Tokenizer:
         kept = [token_id for token_id in ids if token_id not in skipped]
         return self._backend.decode(kept, skip_special_tokens=False)
 
+    def has_vocabulary_of(self, other: Tokenizer) -> bool:
+        """Whether both give every id to the same token."""
+        return self._backend.get_vocab(True) == other._backend.get_vocab(True)
+
     def check_fits(self, model_vocab_size: int) -> None:
         """Every id must have a row in the model's embedding.
 

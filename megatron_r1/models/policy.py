@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,8 +19,9 @@ from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor
 
 from megatron_r1.algos.logprobs import next_tokens
-from megatron_r1.config.model import DeepseekV3Config, ModelConfig
+from megatron_r1.config.model import DeepseekV3Config, Head, ModelConfig
 from megatron_r1.config.precision import DType, PrecisionConfig
+from megatron_r1.models.heads import HEAD_PREFIX, ValueModel
 from megatron_r1.models.init import chunk_state_dict, initialize_weights
 from megatron_r1.models.kv_cache import KvCache
 from megatron_r1.models.mtp import StreamModel
@@ -43,7 +45,7 @@ _EXTRA_STATE = "._extra_state"
 
 
 class Policy:
-    """One rank's part of a language model in one layout."""
+    """One rank's part of a model in one layout: a language model, or one with a scalar head."""
 
     def __init__(
         self,
@@ -53,9 +55,14 @@ class Policy:
         host: Host,
         *,
         seed: int,
+        head: Head = Head.vocabulary,
     ) -> None:
         """Build this rank's part, with weights drawn from `seed`, the same in every layout; on the
-        meta device without weights."""
+        meta device without weights. Prediction layers, which end in logits too, go with a
+        vocabulary alone."""
+        self.head = head
+        if head is Head.scalar:
+            config = dataclasses.replace(config, num_mtp_layers=0)
         self.config = config
         self.layout = layout
         self.host = host
@@ -93,7 +100,8 @@ class Policy:
             num_layers=self._layers_per_chunk[place],
         )
         is_last = place == layout.config.num_chunks - 1
-        return StreamModel(
+        is_value_model = self.head is Head.scalar
+        return (ValueModel if is_value_model else StreamModel)(
             self.megatron_config,
             spec,
             vocab_size=padded_vocab_size(self.config.vocab_size, layout.tp.size),
@@ -101,7 +109,7 @@ class Policy:
             pre_process=place == 0,
             post_process=is_last,
             position_embedding_type="none",
-            share_embeddings_and_output_weights=self.config.tie_embeddings,
+            share_embeddings_and_output_weights=self.config.tie_embeddings and not is_value_model,
             mtp_block_spec=prediction_spec(self.config, self.megatron_config) if is_last else None,
             vp_stage=number if layout.config.virtual_pipeline > 1 else None,
         )
@@ -128,8 +136,9 @@ class Policy:
         _, _, layer, rest = name.split(".", 3)
         return f"decoder.layers.{int(layer) + self._chunk_starts[self._place(number)]}.{rest}"
 
-    def sharded_state_dict(self) -> dict[str, Any]:
-        """What Megatron's distributed checkpoints save and load, for each chunk of this rank.
+    def sharded_state_dict(self, *, without_head: bool = False) -> dict[str, Any]:
+        """What Megatron's distributed checkpoints save and load, for each chunk of this rank; the
+        body alone where a scalar head is to stay as it is.
 
         Megatron's linears and Transformer Engine's describe an extra state of their own each, empty
         or a history of scales that block-wise FP8 has no use for: it would be a file of a thousand
@@ -140,6 +149,7 @@ class Policy:
                 name: shard
                 for name, shard in chunk_state_dict(chunk).items()
                 if not name.endswith(_EXTRA_STATE)
+                and not (without_head and name.startswith(HEAD_PREFIX))
             }
             for number, chunk in enumerate(self.chunks)
         }
@@ -147,8 +157,10 @@ class Policy:
     def load_state_dict(self, loaded: dict[str, Any]) -> None:
         """Take what was loaded into a `sharded_state_dict`."""
         for number, chunk in enumerate(self.chunks):
-            extra = (name for name in chunk.state_dict() if name.endswith(_EXTRA_STATE))
-            chunk.load_state_dict({**loaded[f"chunk{number}"], **dict.fromkeys(extra)})
+            own = chunk.state_dict()
+            head = {name: own[name] for name in own if name.startswith(HEAD_PREFIX)}
+            extra = (name for name in own if name.endswith(_EXTRA_STATE))
+            chunk.load_state_dict({**head, **loaded[f"chunk{number}"], **dict.fromkeys(extra)})
 
     @property
     def stream_multiple(self) -> int:
@@ -197,8 +209,9 @@ class Policy:
                 which without a pipeline is the whole model.
             gather_vocab: all columns of the vocabulary on every tensor rank.
         Returns:
-            Of the model's last chunk logits, [T, v] or [T, V], padding columns included; of those
-            before it hidden states in Megatron's form, [T, 1, D].
+            Of the model's last chunk logits, [T, v] or [T, V], padding columns included, or with a
+            scalar head values, [T], float32; of those before it hidden states in Megatron's form,
+            [T, 1, D].
         """
         chunk = self.chunks[0] if chunk is None else chunk
         stream.rope_cos_TK, stream.rope_sin_TK = self._rope.at(stream.positions_T)

@@ -52,8 +52,10 @@ class ContextShard:
         )
 
     def take(self, values_T: Tensor, *, fill: int) -> Tensor:
-        """values_t of the tokens that this rank holds; `fill` for padding."""
-        return values_T[self.own_t.clamp(min=0)].masked_fill(self.own_t < 0, fill)
+        """values_t of the tokens that this rank holds; `fill` for padding. [T, ...] -> [t, ...]"""
+        held_t = values_T[self.own_t.clamp(min=0)]
+        is_padding = (self.own_t < 0).view(-1, *[1] * (held_t.dim() - 1))
+        return held_t.masked_fill(is_padding, fill)
 
     def join(self, values_t: Tensor, *, sum_gradients: bool) -> Tensor:
         """What all ranks hold, in the order of the stream: [t, ...] -> [T, ...].

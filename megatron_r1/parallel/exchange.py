@@ -46,11 +46,11 @@ def all_gather_objects(value: T, axis: Axis) -> list[T]:
     return gathered
 
 
-def broadcast_object(value: T | None, axis: Axis) -> T:
-    """The value of the axis's rank 0, on all of its ranks."""
+def broadcast_object(value: T | None, axis: Axis, *, source: int = 0) -> T:
+    """The value of one rank of the axis, on all of its ranks."""
     box: list[Any] = [value]
     if axis.size > 1:
-        source = dist.get_global_rank(axis.group, 0)
+        source = dist.get_global_rank(axis.group, source)
         dist.broadcast_object_list(box, src=source, group=axis.group)
     return box[0]
 

@@ -12,6 +12,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from megatron_r1.data.preferences import PreferencePair
 from megatron_r1.rewards.judge import PAIR_SCORES, Judge, Judgement, Kind
 
 NUM_JUDGEMENTS = 4
@@ -29,22 +30,11 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class PreferencePair:
-    """A query with a better and a worse response."""
-
-    id: str
-    question: str
-    chosen: str
-    rejected: str
-    difference: float
-    """Mean of the judgements, above 1 and at most 2."""
-
-
-@dataclass(frozen=True)
 class PairSet:
     """What became of all candidates."""
 
     pairs: tuple[PreferencePair, ...]
+    """Each with the mean of its judgements as margin, above 1 and at most 2."""
     dropped: Mapping[str, int]
     """``unjudged``, ``too close`` and ``unbalanced length``: how many of each."""
     length_ratio: float
@@ -80,7 +70,9 @@ def build_pairs(
             chosen, rejected = (
                 (case.first, case.second) if difference > 0 else (case.second, case.first)
             )
-            pairs.append(PreferencePair(case.id, case.question, chosen, rejected, abs(difference)))
+            pairs.append(
+                PreferencePair(case.question, chosen, rejected, margin=abs(difference), id=case.id)
+            )
     balanced = balance_lengths(pairs, max_length_ratio)
     dropped["unbalanced length"] = len(pairs) - len(balanced)
     return PairSet(tuple(balanced), dropped, _length_ratio(balanced))

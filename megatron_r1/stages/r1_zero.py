@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_r1.checkpoint.store import CheckpointStore, LoopState
+from megatron_r1.config.algo import PpoConfig
 from megatron_r1.config.stage import R1ZeroConfig
 from megatron_r1.data.prompts import open_prompts
 from megatron_r1.errors import ConfigError
@@ -36,20 +36,10 @@ def run_r1_zero(
     )
     policy = megatron_step.policy
     bank = WeightBank(policy)
-    store = CheckpointStore(
-        run_dir,
-        keep=stage.keep_checkpoints,
-        tokenizer_dir=Path(tokenizer.path),
-        in_background=stage.background_checkpoints,
-    )
-    latest = store.latest()
-    if latest is not None:
-        state = store.load(latest, policy, megatron_step.optimizer, bank)
-        check_not_past(state.step, stage.num_steps, run_dir)
-        session.say(f"r1_zero: resuming after step {state.step} of {stage.num_steps}")
-    else:
-        session.start_from(megatron_step, init_from)
-        state = LoopState()
+    store = session.store(run_dir, stage, tokenizer)
+    critic = session.critic(config.algo) if isinstance(config.algo, PpoConfig) else None
+    state = session.begin(store, megatron_step, init_from, bank, critic)
+    check_not_past(state.step, stage.num_steps, run_dir)
     if state.step >= stage.num_steps:
         return megatron_step
     with (
@@ -66,6 +56,7 @@ def run_r1_zero(
             scorer=scorer,
             store=store,
             recorder=recorder,
+            critic=critic,
         )
         settings = RlConfig(
             stage=stage,

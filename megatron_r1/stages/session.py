@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +10,18 @@ from pathlib import Path
 from megatron_r1.checkpoint.hf_coverage import is_hf_directory
 from megatron_r1.checkpoint.hf_load import load_hf_weights
 from megatron_r1.checkpoint.record import TOKENIZER, resolve_checkpoint
-from megatron_r1.checkpoint.store import load_weights
+from megatron_r1.checkpoint.store import CheckpointStore, LoopState, load_weights
+from megatron_r1.config.algo import PpoConfig
+from megatron_r1.config.model import Head
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.config.run import RunConfig
+from megatron_r1.config.stage import StageConfig
+from megatron_r1.data.examples import Example, without_long
 from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_r1.errors import ConfigError
 from megatron_r1.models.policy import Policy
+from megatron_r1.models.weight_bank import WeightBank
 from megatron_r1.parallel.exchange import on_every_rank, on_main_rank
 from megatron_r1.parallel.layout import Layout, enter_layout, leave_layout
 from megatron_r1.platform.host import Host, prepare, start_process_group, stop_process_group
@@ -24,7 +29,9 @@ from megatron_r1.rewards.scorer import RewardScorer
 from megatron_r1.rollout.inprocess import InProcessEngine
 from megatron_r1.telemetry.recorder import Recorder
 from megatron_r1.telemetry.run_dir import RunDir
+from megatron_r1.trainers.critic import Critic
 from megatron_r1.trainers.megatron_step import MegatronStep
+from megatron_r1.trainers.value_step import ValueStep
 
 
 @dataclass(frozen=True)
@@ -47,12 +54,33 @@ class Session:
     ) -> MegatronStep:
         return MegatronStep(self.policy(tokenizer), optimizer, mtp_loss=mtp_loss)
 
+    def critic(self, config: PpoConfig) -> Critic:
+        """The policy's architecture with a scalar head, and an optimizer of its own."""
+        run = self.config
+        policy = Policy(
+            run.model,
+            self.layout,
+            run.precision,
+            self.host,
+            seed=run.run.seed,
+            head=Head.scalar,
+        )
+        return Critic(value_step=ValueStep(policy, config.critic_optimizer), config=config)
+
     def engine(self, policy: Policy, tokenizer: Tokenizer) -> InProcessEngine:
         return InProcessEngine(
             policy,
             tokenizer,
             max_batch=self.config.rollout.max_batch,
             max_prefill_tokens=self.config.parallel.max_tokens_per_microbatch,
+        )
+
+    def store(self, run_dir: Path, stage: StageConfig, tokenizer: Tokenizer) -> CheckpointStore:
+        return CheckpointStore(
+            run_dir,
+            keep=stage.keep_checkpoints,
+            tokenizer_dir=Path(tokenizer.path),
+            in_background=stage.background_checkpoints,
         )
 
     @contextmanager
@@ -92,9 +120,13 @@ class Session:
                 "no tokenizer: set data.tokenizer=DIR, or model.init_from=DIR to take the one of a "
                 "checkpoint"
             )
-        if is_hf_directory(init_from):
-            return load_tokenizer(init_from)
-        return load_tokenizer(resolve_checkpoint(init_from) / TOKENIZER)
+        return self.tokenizer_of(init_from)
+
+    def tokenizer_of(self, model_dir: Path) -> Tokenizer:
+        """The one that lies beside a model's weights."""
+        if is_hf_directory(model_dir):
+            return load_tokenizer(model_dir)
+        return load_tokenizer(resolve_checkpoint(model_dir) / TOKENIZER)
 
     def start_from(self, megatron_step: MegatronStep, init_from: Path) -> None:
         """Put weights into a fresh policy and its optimizer's master copy.
@@ -102,12 +134,49 @@ class Session:
         Args:
             init_from: a run, one of its checkpoints, or a Hugging Face model.
         """
-        policy = megatron_step.policy
-        if is_hf_directory(init_from):
-            on_every_rank(lambda: load_hf_weights(policy, init_from))
-        else:
-            load_weights(policy, resolve_checkpoint(init_from))
+        self.load(megatron_step.policy, init_from)
         megatron_step.optimizer.reload_model_params()
+
+    def load(self, policy: Policy, model_dir: Path) -> None:
+        """Put a model's weights into a policy of its shape."""
+        if is_hf_directory(model_dir):
+            on_every_rank(lambda: load_hf_weights(policy, model_dir))
+        else:
+            load_weights(policy, resolve_checkpoint(model_dir))
+
+    def begin(
+        self,
+        store: CheckpointStore,
+        megatron_step: MegatronStep,
+        init_from: Path,
+        bank: WeightBank | None = None,
+        critic: Critic | None = None,
+    ) -> LoopState:
+        """Go on from the run's last checkpoint, or start from `init_from` if it has none."""
+        latest = store.latest()
+        value_step = None if critic is None else critic.value_step
+        if latest is None:
+            self.start_from(megatron_step, init_from)
+            if critic is not None:
+                own = critic.config.critic_init_from
+                self.start_from(value_step, init_from if own is None else Path(own))
+            return LoopState()
+        trained = megatron_step.policy, megatron_step.optimizer
+        state = store.load(latest, *trained, bank, value_step)
+        self.say(f"{self.config.stage.name}: resuming after step {state.step}")
+        return state
+
+    def without_long(
+        self, examples: Sequence[Example], path: str, *, max_tokens: int
+    ) -> list[Example]:
+        """Examples of a file that are not too long, after saying how many are."""
+        kept = without_long(examples, path, max_tokens=max_tokens)
+        if len(kept) < len(examples):
+            self.say(
+                f"{len(examples) - len(kept)} of {len(examples)} examples in {path} are longer "
+                f"than stage.max_tokens = {max_tokens} and were dropped"
+            )
+        return kept
 
     def say(self, message: str) -> None:
         """Print a line, once for the job."""

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from megatron_r1.algos.sft import sft_loss
-from megatron_r1.checkpoint.store import CheckpointStore, LoopState
+from megatron_r1.checkpoint.store import LoopState
 from megatron_r1.config.stage import TinyBaseConfig
 from megatron_r1.data.corpus import write_corpus
-from megatron_r1.data.packing import balance_rows
+from megatron_r1.data.examples import Example, response_row
 from megatron_r1.data.prompts import open_corpus
 from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from megatron_r1.parallel.exchange import on_main_rank
-from megatron_r1.parallel.layout import Axis
 from megatron_r1.stages.session import Session, check_not_past
 from megatron_r1.trainers.megatron_step import MegatronStep
-from megatron_r1.trainers.schedule import learning_rate
-from megatron_r1.types import TrainBatch, TrainRow
+from megatron_r1.trainers.supervised import (
+    SupervisedParts,
+    Update,
+    own_share,
+    train_supervised,
+)
 
 
 def run_tiny_base(session: Session, stage: TinyBaseConfig, run_dir: Path) -> MegatronStep:
@@ -33,12 +34,7 @@ def run_tiny_base(session: Session, stage: TinyBaseConfig, run_dir: Path) -> Meg
     megatron_step = session.megatron_step(
         tokenizer, stage.optimizer, mtp_loss=config.model.mtp_loss
     )
-    store = CheckpointStore(
-        run_dir,
-        keep=stage.keep_checkpoints,
-        tokenizer_dir=Path(tokenizer.path),
-        in_background=stage.background_checkpoints,
-    )
+    store = session.store(run_dir, stage, tokenizer)
     latest = store.latest()
     state = LoopState()
     if latest is not None:
@@ -46,25 +42,24 @@ def run_tiny_base(session: Session, stage: TinyBaseConfig, run_dir: Path) -> Meg
         check_not_past(state.step, stage.num_steps, run_dir)
     if state.step >= stage.num_steps:
         return megatron_step
-    rows = [document_row(prompt, response, tokenizer) for prompt, response in documents]
+    examples = [(response_row(prompt, response, tokenizer),) for prompt, response in documents]
     with session.recorder(
         run_dir, "tiny_base", first_step=state.step, num_steps=stage.num_steps
     ) as recorder:
-        for step in range(state.step, stage.num_steps):
-            chosen = draw_rows(rows, stage.sequences_per_step, (config.run.seed, step))
-            with recorder.timed("time/update_s"):
-                result = megatron_step.train_step(
-                    own_share(chosen, session.layout.dp),
-                    sft_loss,
-                    lr=learning_rate(step, stage.num_steps, stage.optimizer),
-                    num_sequences=len(chosen),
-                )
-            recorder.step(step + 1, result)
-            store.poll()
-            if (step + 1) % stage.checkpoint_every_steps == 0 or step + 1 == stage.num_steps:
-                saved = LoopState(step=step + 1)
-                store.save(saved, megatron_step.policy, megatron_step.optimizer)
-        store.poll(wait=True)
+
+        def update_of(step: int) -> Update:
+            chosen = draw_at_random(examples, stage.sequences_per_step, (config.run.seed, step))
+            batch = own_share(chosen, session.layout.dp)
+            return Update(batch=batch, loss=sft_loss, num_sequences=len(chosen))
+
+        train_supervised(
+            SupervisedParts(megatron_step=megatron_step, store=store, recorder=recorder),
+            stage,
+            stage.optimizer,
+            state,
+            num_steps=stage.num_steps,
+            update_of=update_of,
+        )
     return megatron_step
 
 
@@ -108,24 +103,9 @@ def tiny_tokenizer(
     return load_tokenizer(directory)
 
 
-def document_row(prompt: str, response: str, tokenizer: Tokenizer) -> TrainRow:
-    """Prompt, response and end of sequence; the loss is taken on what comes after the prompt."""
-    prompt_ids = tokenizer.encode(prompt)
-    response_ids = (*tokenizer.encode(response), tokenizer.eos_id)
-    tokens_L = torch.tensor(prompt_ids + response_ids)
-    return TrainRow(tokens_L=tokens_L, loss_mask_L=torch.arange(len(tokens_L)) >= len(prompt_ids))
-
-
-def draw_rows(rows: Sequence[TrainRow], count: int, seed: tuple[int, int]) -> list[TrainRow]:
-    """`count` documents at random, none twice in a step; keyed by seed and step."""
+def draw_at_random(examples: Sequence[Example], count: int, seed: tuple[int, int]) -> list[Example]:
+    """`count` documents, none twice in a step; keyed by seed and step."""
     chosen = np.random.default_rng(seed).choice(
-        len(rows), size=min(count, len(rows)), replace=False
+        len(examples), size=min(count, len(examples)), replace=False
     )
-    return [rows[index] for index in chosen.tolist()]
-
-
-def own_share(rows: Sequence[TrainRow], dp: Axis) -> TrainBatch:
-    """This replica's rows of a step; the loss is a mean over all response tokens of the step."""
-    weight = 1.0 / sum(int(row.loss_mask_L.sum()) for row in rows)
-    share = balance_rows([row.num_tokens for row in rows], dp.size)[dp.rank]
-    return TrainBatch(rows=tuple(dataclasses.replace(rows[i], weight=weight) for i in share))
+    return [examples[index] for index in chosen.tolist()]

@@ -16,7 +16,7 @@ from megatron_r1.parallel.exchange import on_main_rank
 from megatron_r1.stages.r1_zero import run_r1_zero
 from megatron_r1.stages.session import Session
 from megatron_r1.stages.tiny_base import run_tiny_base
-from megatron_r1.telemetry.files import replace_file
+from megatron_r1.telemetry.files import write_json
 from megatron_r1.telemetry.metrics import METRICS_FILE, read_metrics
 from megatron_r1.telemetry.progress import Progress
 from megatron_r1.telemetry.table import render_table
@@ -37,7 +37,7 @@ def run_tiny_r1_zero(session: Session, stage: TinyR1ZeroConfig) -> None:
         evaluating = base_result["seconds"] + zero_result["seconds"]
         seconds |= {"evaluation": evaluating, "total": sum(seconds.values()) + evaluating}
         summary = {"base": base_result, "r1_zero": zero_result, "seconds": seconds}
-        _write_json(session.run_dir / "summary.json", summary)
+        write_json(session.run_dir / "summary.json", summary)
         _print_summary(summary, zero_dir / "curves.png")
 
     on_main_rank(report)
@@ -98,7 +98,7 @@ def evaluate_once(
             on_progress=lambda finished, tokens: progress.update(finished, tokens=tokens),
         ).to_json()
     result = {**result, **question, "seconds": time.monotonic() - started_s}
-    on_main_rank(lambda: _write_json(path, result))
+    on_main_rank(lambda: write_json(path, result))
     return result
 
 
@@ -117,9 +117,3 @@ def _print_summary(summary: dict[str, Any], curves: Path) -> None:
     ]
     print(render_table(header, rows))
     print(f"{summary['seconds']['total']:.0f} s; curves in {curves}")
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(path) as draft:
-        draft.write_text(json.dumps(value, indent=1) + "\n")

@@ -21,6 +21,10 @@ from megatron_r1.types import ScoredGroup, StepResult
 OnCount = Callable[[int, int], None]
 
 
+_SHOWN = {"train/nll": "nll", "preference/accuracy": "pairs right", "distill/divergence": "nats"}
+"""What the progress line says of an update without rollouts."""
+
+
 class Recorder:
     """Writes on the main rank and is silent on the others, so that loops need no `if`."""
 
@@ -106,8 +110,9 @@ class Recorder:
         }
         self._step, self._step_started_s = step, now_s
         self._phase, self._times_s = {}, {}
-        if "train/nll" in metrics:
-            self._shown = {"nll": metrics["train/nll"]}
+        for name, label in _SHOWN.items():
+            if name in metrics:
+                self._shown = {label: metrics[name]}
         self._show("")
         if not self._is_main:
             return

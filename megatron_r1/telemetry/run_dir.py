@@ -26,9 +26,18 @@ from megatron_r1.telemetry.files import replace_file
 _LOCK = ".lock"
 _REPLACED = ".replaced"
 """Where `run.overwrite` puts what there was, until the new run has made a step."""
-_MAY_CHANGE_GROUPS = ("parallel.", "cluster.", "telemetry.", "monitor.", "stage.evaluation.")
+_MAY_CHANGE_GROUPS = (
+    "parallel.",
+    "cluster.",
+    "telemetry.",
+    "monitor.",
+    "judge.",
+    "stage.evaluation.",
+)
 _MAY_CHANGE = (
     ".num_steps",
+    ".num_epochs",
+    ".heldout_pairs",
     ".checkpoint_every_steps",
     ".keep_checkpoints",
     "run.name",

@@ -1,4 +1,4 @@
-"""Our losses on Megatron-Core's schedules: rows to micro-batches, gradients, one optimizer step.
+"""Our losses on Megatron-Core's schedules: gradients, and one optimizer step.
 
 The only module that knows how Megatron scales a loss. It scales nothing: a loss comes weighted over
 the whole step (`algos/reduce.py`), so gradients are *summed* over micro-batches and data-parallel
@@ -9,7 +9,7 @@ end, which is left out here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,26 +22,24 @@ from megatron.core.distributed import (
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_r1.algos.logprobs import align_to_tokens, next_tokens, target_logprobs
 from megatron_r1.algos.mtp import mtp_loss
 from megatron_r1.algos.reduce import mean_parts
 from megatron_r1.config.optimizer import OptimizerConfig
-from megatron_r1.data.packing import build_micro_batch, pack_best_fit, pack_equal_counts
 from megatron_r1.models.policy import Policy
 from megatron_r1.models.stream import TokenStream
+from megatron_r1.trainers.micro_batches import (
+    OnMicroBatch,
+    forward_rows,
+    plan_micro_batches,
+    run_micro_batches,
+)
 from megatron_r1.types import LossOutput, MicroBatch, StepResult, TrainBatch
 
 TokenLoss = Callable[[Tensor, MicroBatch], LossOutput]
 """(logprobs_T, micro-batch) -> this micro-batch's share of the step's loss."""
-
-Finish = Callable[[Tensor, MicroBatch, TokenStream], tuple[Tensor, dict[str, Any]]]
-"""(logits_tv of the tokens that this rank holds, micro-batch, its stream) -> loss and output."""
-
-OnMicroBatch = Callable[[int, int], None]
-"""Called after each micro-batch of this rank with micro-batches done and to do."""
 
 
 class MegatronStep:
@@ -116,27 +114,22 @@ class MegatronStep:
         self.optimizer.zero_grad()
 
         def finish(
-            logits_Tv: Tensor, micro: MicroBatch, stream: TokenStream
+            output: Tensor, micro: MicroBatch, stream: TokenStream
         ) -> tuple[Tensor, dict[str, Any]]:
-            logprobs_T, entropy_T = self._logprobs(logits_Tv, micro, stream, temperature)
-            output = loss(logprobs_T, micro)
-            metrics = dict(output.metrics)
-            if stream.logits_ahead:
-                ahead = self._mtp_output(micro, stream, temperature)
-                output = LossOutput(loss=output.loss + ahead.loss, metrics={})
-                metrics |= ahead.metrics
-            metrics["algo/entropy"] = mean_parts(entropy_T[micro.loss_mask_T])
+            result = self._loss(output, micro, stream, loss, temperature)
             # A denominator of 0 marks a sum.
-            none = torch.zeros_like(output.loss)
-            metrics["train/loss"] = (output.loss.detach(), none)
+            none = torch.zeros_like(result.loss)
             num_tokens = micro.tokens_T.numel() - micro.num_padding
+            metrics = dict(result.metrics)
+            metrics["train/loss"] = (result.loss.detach(), none)
             metrics["train/tokens"] = (none + num_tokens, none)
-            return output.loss, metrics
+            return result.loss, metrics
 
-        bins = self._plan(batch)
-        return self._run(
+        return run_micro_batches(
+            self.policy,
+            self.chunks,
             batch,
-            bins,
+            plan_micro_batches(self.policy, batch),
             finish,
             num_sequences=num_sequences,
             with_mtp=self._mtp_loss > 0,
@@ -156,22 +149,35 @@ class MegatronStep:
             nobody reads them.
         """
 
-        def finish(
-            logits_Tv: Tensor, micro: MicroBatch, stream: TokenStream
-        ) -> tuple[Tensor, dict[str, Any]]:
-            logprobs_T, _ = self._logprobs(logits_Tv, micro, stream, temperature)
-            return logprobs_T.sum(), {"logprobs": logprobs_T.split(micro.seq_lengths)}
+        return forward_rows(
+            self.policy,
+            self.chunks,
+            batch,
+            lambda logits_tv, micro, stream: self._logprobs(logits_tv, micro, stream, temperature)[
+                0
+            ],
+            on_micro_batch=on_micro_batch,
+        )
 
-        bins = self._plan(batch)
-        with self.policy.inference():
-            outputs = self._run(
-                batch, bins, finish, forward_only=True, on_micro_batch=on_micro_batch
-            )
-        by_row = [torch.zeros_like(row.tokens_L, dtype=torch.float32) for row in batch.rows]
-        for rows, output in zip(bins, outputs, strict=self.policy.layout.is_last_stage):
-            for row, logprobs_L in zip(rows, output["logprobs"], strict=False):
-                by_row[row] = logprobs_L
-        return by_row
+    def _loss(
+        self,
+        logits_tv: Tensor,
+        micro: MicroBatch,
+        stream: TokenStream,
+        loss: TokenLoss,
+        temperature: float,
+    ) -> LossOutput:
+        """The loss of a micro-batch, from the logits of the tokens that this rank holds."""
+        logprobs_T, entropy_T = self._logprobs(logits_tv, micro, stream, temperature)
+        output = loss(logprobs_T, micro)
+        metrics = dict(output.metrics)
+        total = output.loss
+        if stream.logits_ahead:
+            ahead = self._mtp_output(micro, stream, temperature)
+            total = total + ahead.loss
+            metrics |= ahead.metrics
+        metrics["algo/entropy"] = mean_parts(entropy_T[micro.loss_mask_T])
+        return LossOutput(loss=total, metrics=metrics)
 
     def _mtp_output(self, micro: MicroBatch, stream: TokenStream, temperature: float) -> LossOutput:
         logprobs_KT = [
@@ -205,73 +211,6 @@ class MegatronStep:
             for values_t in (logprobs_t, entropy_t)
         )
         return logprobs_T, entropy_T
-
-    def _run(
-        self,
-        batch: TrainBatch,
-        bins: list[list[int]],
-        finish: Finish,
-        *,
-        num_sequences: int = 1,
-        with_mtp: bool = False,
-        forward_only: bool = False,
-        on_micro_batch: OnMicroBatch | None = None,
-    ) -> list[dict[str, Any]]:
-        """Run Megatron's schedule over the bins' rows; `finish` makes of logits a loss and an
-        output.
-
-        Returns: the outputs, one for each micro-batch on the last stage, none before it.
-        """
-        # Each chunk goes through the micro-batches at its own pace.
-        micros = [(self._build(batch, rows) for rows in bins) for _ in self.chunks]
-        done = 0
-
-        def forward_step(micros: Iterator[MicroBatch], chunk: torch.nn.Module) -> Any:
-            nonlocal done
-            micro = next(micros)
-            stream = self.policy.training_stream(micro, num_sequences, with_mtp=with_mtp)
-            output = self.policy.forward(stream.take(micro.tokens_T, fill=0), stream, chunk=chunk)
-            if chunk is self.chunks[-1]:
-                done += 1
-                if on_micro_batch is not None:
-                    on_micro_batch(done, len(bins))
-
-            def loss_func(logits_Tv: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
-                loss, result = finish(logits_Tv, micro, stream)
-                return loss, torch.ones((), dtype=torch.int, device=loss.device), result
-
-            return output, loss_func
-
-        return get_forward_backward_func()(
-            forward_step_func=forward_step,
-            data_iterator=micros,
-            model=self.chunks,
-            num_microbatches=len(bins),
-            seq_length=self.policy.layout.config.max_tokens_per_microbatch,
-            micro_batch_size=1,
-            forward_only=forward_only,
-        )
-
-    def _plan(self, batch: TrainBatch) -> list[list[int]]:
-        """Rows of each micro-batch; as many micro-batches on every replica."""
-        multiple = self.policy.stream_multiple
-        capacity = self.policy.layout.config.max_tokens_per_microbatch // multiple * multiple
-        lengths = [row.num_tokens for row in batch.rows]
-        num_bins = max(1, len(pack_best_fit(lengths, capacity)))
-        most = torch.tensor(num_bins, device=self.policy.host.device)
-        dist.all_reduce(most, op=dist.ReduceOp.MAX, group=self.policy.layout.dp.group)
-        num_bins = int(most.item())
-        if len(self.chunks) > 1:  # interleaved chunks take micro-batches in groups of the stages
-            num_bins += -num_bins % self.policy.layout.pp.size
-        return pack_equal_counts(lengths, capacity, num_bins=num_bins)
-
-    def _build(self, batch: TrainBatch, rows: Sequence[int]) -> MicroBatch:
-        # Context ranks fill up what each of them holds.
-        multiple = 1 if self.policy.layout.cp.size > 1 else self.policy.stream_multiple
-        micro = build_micro_batch(
-            [batch.rows[r] for r in rows], pad_to_multiple=multiple, pad_token=0
-        )
-        return move_to_device(micro, self.policy.host.device)
 
     @torch.no_grad()
     def _update(self, lr: float) -> tuple[float, bool]:
@@ -314,15 +253,6 @@ class MegatronStep:
             last = dist.get_global_rank(layout.pp.group, layout.pp.size - 1)
             dist.broadcast_object_list(metrics, src=last, group=layout.pp.group)
         return metrics[0]
-
-
-def move_to_device(micro: MicroBatch, device: torch.device) -> MicroBatch:
-    """The same micro-batch with its tensors on `device`."""
-    fields = {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for name, value in vars(micro).items()
-    }
-    return MicroBatch(**fields)
 
 
 def _sum_gradients(model: list[Any], num_tokens: Tensor | None, **kwargs: Any) -> None:

@@ -1,8 +1,8 @@
 """What advantages owe to log-probabilities and to the rest of the phase.
 
 `algos/advantages.py` compares the rollouts of one group by their rewards alone. An objective with
-the KL penalty in its reward, or with advantages normalised over all tokens, is completed here, when
-the log-probabilities are known. The others pass through.
+the KL penalty in its reward, with a critic, or with advantages normalised over all tokens, is
+completed here, when log-probabilities and values are known. The others pass through.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from megatron_r1.algos.advantages import group_advantages, reward_to_go, whiten
+from megatron_r1.algos.gae import gae
 from megatron_r1.algos.kl import kl_k1
-from megatron_r1.config.algo import AdvantageNorm, AlgoConfig, KlPlace
+from megatron_r1.config.algo import AdvantageNorm, AlgoConfig, KlPlace, PpoConfig
 from megatron_r1.parallel.exchange import all_gather_objects, sum_pairs
 from megatron_r1.parallel.layout import Axis
 from megatron_r1.trainers.minibatches import Minibatch
@@ -27,7 +28,9 @@ def complete_advantages(
 ) -> list[Minibatch]:
     """Minibatches of one phase with their final advantages; every replica calls it."""
     rows = [row for minibatch in minibatches for row in minibatch.batch.rows]
-    if config.kl_beta > 0 and config.kl_place is KlPlace.token_reward:
+    if isinstance(config, PpoConfig):
+        rows = [_with_gae(row, config) for row in rows]
+    elif config.kl_beta > 0 and config.kl_place is KlPlace.token_reward:
         rows = [_less_penalty_to_go(row, config.kl_beta) for row in rows]
     if config.kl_beta > 0 and config.kl_place is KlPlace.rollout_reward:
         rows = _less_rollout_penalty(rows, config, dp)
@@ -40,6 +43,25 @@ def complete_advantages(
         )
         for minibatch in minibatches
     ]
+
+
+def _with_gae(row: TrainRow, config: PpoConfig) -> TrainRow:
+    """Advantages and returns of a rollout from its critic's values; what stood for its advantage is
+    its reward, which comes with the last token."""
+    assert row.values_L is not None, "before the critic has seen it"
+    sampled_L = row.loss_mask_L
+    rewards_L = torch.zeros(row.num_tokens)
+    if config.kl_beta > 0 and config.kl_place is KlPlace.token_reward:
+        rewards_L -= config.kl_beta * _kl(row)
+    rewards_L[-1] += row.advantage
+    advantages_L, returns_L = torch.zeros(2, row.num_tokens)
+    advantages_L[sampled_L], returns_L[sampled_L] = gae(
+        rewards_L[sampled_L],
+        row.values_L.cpu()[sampled_L],
+        discount=config.discount,
+        lam=config.gae_lambda,
+    )
+    return dataclasses.replace(row, advantages_L=advantages_L, returns_L=returns_L)
 
 
 def _less_penalty_to_go(row: TrainRow, beta: float) -> TrainRow:

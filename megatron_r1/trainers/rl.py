@@ -29,6 +29,7 @@ from megatron_r1.parallel.exchange import all_gather_objects, broadcast_object, 
 from megatron_r1.rewards.scorer import RewardScorer
 from megatron_r1.rollout.engine import RolloutEngine, SamplingParams
 from megatron_r1.telemetry.recorder import Recorder
+from megatron_r1.trainers.critic import Critic
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.minibatches import Minibatch, split_phase, train_rows
 from megatron_r1.trainers.phase_advantages import complete_advantages
@@ -55,6 +56,8 @@ class RlParts:
     """On leaders; None on the other ranks."""
     store: CheckpointStore
     recorder: Recorder
+    critic: Critic | None = None
+    """PPO alone has one."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,9 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
             minibatches = [
                 add_logprobs(minibatch, parts, config, keep_reference) for minibatch in minibatches
             ]
+        if parts.critic is not None:
+            with recorder.timed("time/values_s"):
+                minibatches = [add_values(minibatch, parts) for minibatch in minibatches]
         minibatches = complete_advantages(minibatches, config.algo, policy.layout.dp)
         for minibatch in minibatches:
             with recorder.timed("time/update_s"):
@@ -114,7 +120,7 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
         reason_to_stop = stop_message(findings, config.monitor, state.step)
         if reason_to_stop or _checkpoint_due(phase_start, state.step, stage):
             with recorder.timed("time/checkpoint_s"):
-                parts.store.save(state, policy, parts.megatron_step.optimizer, parts.bank)
+                save(parts, state)
         if reason_to_stop:
             parts.store.poll(wait=True)
             raise RewardHackError(reason_to_stop)
@@ -301,10 +307,33 @@ def add_logprobs(
     return dataclasses.replace(minibatch, batch=TrainBatch(rows=filled))
 
 
+def add_values(minibatch: Minibatch, parts: RlParts) -> Minibatch:
+    """Add what the critic expects."""
+    return parts.critic.add_values(minibatch, parts.recorder.on_micro_batch("values"))
+
+
 def update(minibatch: Minibatch, parts: RlParts, config: RlConfig, state: LoopState) -> StepResult:
-    """One optimizer step; none when no rollout of the minibatch can teach anything."""
+    """One optimizer step of the policy, and one of its critic where it has one; none when no
+    rollout of the minibatch can teach anything."""
     if minibatch.num_rollouts == 0:
         return StepResult(metrics={}, skipped=True)
+    if parts.critic is None:
+        return update_policy(minibatch, parts, config, state)
+    learned = parts.critic.update(
+        minibatch,
+        step=state.step,
+        num_steps=config.stage.num_steps,
+        on_micro_batch=parts.recorder.on_micro_batch("critic"),
+    )
+    if parts.critic.warms_up(state.step):
+        return StepResult(metrics=learned, skipped=True)
+    result = update_policy(minibatch, parts, config, state)
+    return dataclasses.replace(result, metrics={**result.metrics, **learned})
+
+
+def update_policy(
+    minibatch: Minibatch, parts: RlParts, config: RlConfig, state: LoopState
+) -> StepResult:
     return parts.megatron_step.train_step(
         minibatch.batch,
         policy_loss(config.algo, kl_coefficient=state.kl_coefficient),
@@ -313,6 +342,12 @@ def update(minibatch: Minibatch, parts: RlParts, config: RlConfig, state: LoopSt
         temperature=config.rollout.temperature,
         on_micro_batch=parts.recorder.on_micro_batch("update"),
     )
+
+
+def save(parts: RlParts, state: LoopState) -> None:
+    critic = None if parts.critic is None else parts.critic.value_step
+    trained = parts.megatron_step
+    parts.store.save(state, trained.policy, trained.optimizer, parts.bank, critic)
 
 
 def next_coefficient(algo: AlgoConfig, current: float | None, last: StepResult) -> float | None:

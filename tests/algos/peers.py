@@ -5,7 +5,8 @@ that MEGATRON_R1_PEERS names:
 
     pip install --no-deps --target DIR trl==1.16.0 accelerate datasets pandas pyarrow multiprocess \
         dill xxhash
-    pip install --no-deps --target DIR verl==0.9.1 ray "tensordict<=0.10" codetiming
+    pip install --no-deps --target DIR verl==0.9.1 ray "tensordict<=0.10" codetiming msgpack \
+        pyvers cloudpickle
 """
 
 from __future__ import annotations
@@ -84,6 +85,8 @@ class Sample:
             logprobs_rollout_T=self._pack(self.old_NL),
             logprobs_old_T=self._pack(self.old_NL),
             logprobs_ref_T=self._pack(self.ref_NL),
+            values_T=self._pack(self.old_NL),
+            returns_T=self._pack(self.ref_NL),
         )
         return self._pack(self.logprobs_NL), micro
 

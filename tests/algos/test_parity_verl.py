@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from megatron_r1.algos.advantages import group_advantages, reward_to_go
+from megatron_r1.algos.advantages import group_advantages, reward_to_go, whiten
 from megatron_r1.algos.cispo import cispo_loss
 from megatron_r1.algos.gae import gae
 from megatron_r1.algos.grpo import grpo_loss
@@ -138,6 +138,20 @@ def test_advantages_of_rloo():
         advantage_norm=AdvantageNorm.none,
     )
     assert_close(ours, theirs, **CLOSE)
+
+
+def test_advantages_of_reinforce_pp():
+    given = sample()
+    rewards_NL = at_last_token(given) - 0.05 * given.ref_NL * given.mask_NL
+    theirs_NL, _ = core.compute_reinforce_plus_plus_outcome_advantage(
+        rewards_NL, given.mask_NL, config=AlgoConfig(gamma=1.0)
+    )
+    returns_NL = torch.stack([reward_to_go(rewards_L) for rewards_L in rewards_NL])
+    mask_NL = given.mask_NL > 0
+    tokens_K = returns_NL[mask_NL]
+    # The standard deviation is the sample's there, as everywhere in the peers.
+    ours_K = whiten(tokens_K, mean=float(tokens_K.mean()), std=float(tokens_K.std()), eps=0)
+    assert_close(ours_K, theirs_NL[mask_NL], **CLOSE)
 
 
 def test_advantages_of_a_critic():

@@ -46,9 +46,8 @@ def test_the_saved_configuration_is_complete():
     assert "kl_estimator: k3" in text  # a default of the schema, not of a file
 
 
-def test_every_file_in_conf_composes():
-    from megatron_r1.config.load import CONF_DIR
-
+def test_every_file_in_conf_composes(monkeypatch):
+    monkeypatch.setenv("DEEPSEEK_API_KEY", "none")
     files = [f for f in sorted(CONF_DIR.glob("*/*.yaml")) if f.parent.name != "experiment"]
     assert len(files) > 15
     for file in files:
@@ -76,6 +75,36 @@ def test_unknown_choice_lists_the_choices():
     assert "tiny_v4" in text and "Did you mean tiny_v3?" in text
     assert "schema" not in text
     assert "r1_zero, tiny_base" in message("stage=r1_zero_schema")
+
+
+def test_a_stage_brings_its_objective_and_its_learning_rate():
+    config = load_config(["stage=dpo"])
+    assert (config.algo.name, config.algo.beta, config.optimizer.lr) == ("dpo", 0.1, 1e-6)
+    chosen = load_config(["stage=distill", "algo=distill_logits", "optimizer=adam"])
+    assert (chosen.algo.name, chosen.optimizer.lr) == ("distill_logits", 3e-6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ("stage=dpo", "stage.pairs is not set"),
+        ("stage=distill", "stage.samples is not set"),
+        ("algo=dpo", "is no objective of stage.name = r1_zero. It is one of stage=dpo"),
+        ("stage=dpo algo=dapo", "It is one of stage=r1_zero or stage=tiny_r1_zero"),
+        ("stage=dpo stage.pairs=x", "stage.max_tokens = 8192 exceeds model.max_positions = 512"),
+        (
+            "stage=dpo stage.pairs=x stage.max_tokens=300 parallel.max_tokens_per_microbatch=599",
+            "2 x stage.max_tokens = 2 x 300 exceeds parallel.max_tokens_per_microbatch = 599",
+        ),
+        ("stage=distill stage.samples=x algo=distill_logits", "set stage.teacher=DIR"),
+        ("stage=distill stage.samples=x stage.teacher=y", "stage.teacher = y has no meaning"),
+        ("stage=dpo algo.label_smoothing=0.5", "algo.label_smoothing must be in [0, 0.5)"),
+        ("algo=ppo algo.advantage_norm=std", "compares a rollout with its critic"),
+        ("algo=ppo algo.gae_lambda=1.1", "algo.gae_lambda must be in [0, 1]"),
+    ],
+)
+def test_examples_and_critics_that_do_not_fit(overrides, expected):
+    assert expected in message(*overrides.split())
 
 
 def test_help_names_every_group_and_choice():

@@ -10,6 +10,9 @@ Adam's moments are not zero), then, from there, one step's loss, every gradient 
 weights.
 Gradients are saved and loaded as a distributed checkpoint of their own: each rank of another layout
 receives its slice of every reference gradient and compares it with its own.
+
+The same weights with a new scalar head are a reward model, whose scores, step and gradients are
+compared in the same way.
 """
 
 from __future__ import annotations
@@ -42,12 +45,16 @@ def main(mode: str, directory: Path, model_name: str, layouts: str = "[]") -> No
     stop_process_group()
 
 
-def build(host: Host, model_name: str, parallel: dict[str, Any], *others: str) -> Any:
+def build(
+    host: Host, model_name: str, parallel: dict[str, Any], *others: str, scalar_head: bool = False
+) -> Any:
     from megatron_r1.config.load import load_config
+    from megatron_r1.config.model import Head
     from megatron_r1.config.optimizer import OptimizerConfig
     from megatron_r1.models.policy import Policy
     from megatron_r1.parallel.layout import enter_layout
     from megatron_r1.trainers.megatron_step import MegatronStep
+    from megatron_r1.trainers.value_step import ValueStep
 
     # A vocabulary that 4 does not divide, layers that no pipeline does, micro-batches of a few
     # rows.
@@ -61,6 +68,9 @@ def build(host: Host, model_name: str, parallel: dict[str, Any], *others: str) -
     config = load_config([*overrides, *others])
     config.validate(dist.get_world_size())
     layout = enter_layout(config.parallel, seed=1)
+    if scalar_head:
+        policy = Policy(config.model, layout, config.precision, host, seed=7, head=Head.scalar)
+        return ValueStep(policy, OptimizerConfig(lr=LR, beta2=0.99))
     policy = Policy(config.model, layout, config.precision, host, seed=7)
     return MegatronStep(policy, OptimizerConfig(lr=LR, beta2=0.99), mtp_loss=0.3)
 
@@ -176,8 +186,21 @@ def make_reference(host: Host, directory: Path, model_name: str) -> None:
         save(step, directory / "gradients")
     save(step, directory / "updated")
     responses, decode_gap = decode(step)
+    reward_model = build_reward_model(host, directory, model_name, {})
+    scores = pair_scores(reward_model)
+    value_metrics = take_value_step(reward_model)
+    with gradients_as_weights(reward_model):
+        save(reward_model, directory / "value_gradients")
     (directory / "reference.json").write_text(
-        json.dumps({"metrics": metrics, "responses": responses, "decode_gap": decode_gap})
+        json.dumps(
+            {
+                "metrics": metrics,
+                "responses": responses,
+                "decode_gap": decode_gap,
+                "scores": scores,
+                "value_metrics": value_metrics,
+            }
+        )
     )
 
 
@@ -189,6 +212,8 @@ def compare_layouts(
     for parallel in layouts:
         step = build(host, model_name, parallel)
         result = compare(step, directory, reference)
+        reward_model = build_reward_model(host, directory, model_name, parallel)
+        result |= compare_values(reward_model, directory, reference)
         results.append({"layout": parallel, **result})
     if dist.get_rank() == 0:
         path = directory / f"results_{dist.get_world_size()}.json"
@@ -232,6 +257,83 @@ def compare(step: Any, directory: Path, reference: dict[str, Any]) -> dict[str, 
         # Every response of the reference, each from some rank, token by token.
         "same_responses": {key: ids for w in worst for key, ids in w[5].items()}
         == reference["responses"],
+    }
+
+
+def build_reward_model(
+    host: Host, directory: Path, model_name: str, parallel: dict[str, Any]
+) -> Any:
+    """The reference's weights with a new head."""
+    from megatron_r1.checkpoint.record import latest_checkpoint
+    from megatron_r1.checkpoint.store import load_weights
+
+    step = build(host, model_name, parallel, scalar_head=True)
+    load_weights(step.policy, latest_checkpoint(directory / "checkpoints"))
+    step.optimizer.reload_model_params()
+    return step
+
+
+def own_pairs(step: Any) -> Any:
+    """This replica's pairs: two rows after one another, scored at their last tokens."""
+    from megatron_r1.types import TrainBatch
+
+    dp = step.policy.layout.dp
+    scored = [
+        dataclasses.replace(row, loss_mask_L=torch.arange(row.num_tokens) == row.num_tokens - 1)
+        for row in rows(step.policy.config.vocab_size)
+    ]
+    pairs = list(zip(scored[::2], scored[1::2], strict=True))[dp.rank :: dp.size]
+    return TrainBatch(rows=tuple(row for pair in pairs for row in pair), rows_together=2)
+
+
+def pair_scores(step: Any) -> dict[str, float]:
+    """By number of the row."""
+    from megatron_r1.trainers.value_step import row_scores
+
+    dp = step.policy.layout.dp
+    scores = row_scores(step.policy, own_pairs(step)).tolist()
+    return {
+        str(2 * (dp.rank + dp.size * (index // 2)) + index % 2): score
+        for index, score in enumerate(scores)
+    }
+
+
+def pair_and_token_loss(values_T: torch.Tensor, micro: Any) -> Any:
+    """Of the last tokens, as a reward model has it, and of every token, as a critic does."""
+    from megatron_r1.algos.reward_losses import bradley_terry_loss
+    from megatron_r1.types import LossOutput
+
+    chosen, rejected = values_T[micro.loss_mask_T].view(-1, 2).unbind(1)
+    loss = bradley_terry_loss(chosen, rejected, num_pairs=NUM_ROWS // 2)
+    tokens_T = values_T[: len(values_T) - micro.num_padding]
+    return LossOutput(loss=loss + 0.01 * (tokens_T - 1).square().sum(), metrics={})
+
+
+def take_value_step(step: Any) -> dict[str, float]:
+    result = step.train_step(own_pairs(step), pair_and_token_loss, lr=LR, num_sequences=NUM_ROWS)
+    assert not result.skipped
+    return dict(result.metrics)
+
+
+def compare_values(step: Any, directory: Path, reference: dict[str, Any]) -> dict[str, Any]:
+    """The reward model in this layout against the reference."""
+    scores = pair_scores(step)
+    metrics = take_value_step(step)
+    with gradients_as_weights(step):
+        own = parameters(step)
+        load_into(step, directory / "value_gradients")
+        gradient_gap, gradient_name = worst_gap(own, parameters(step))
+    everyone = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, (gradient_gap, gradient_name, scores))
+    found = {row: score for _, _, part in everyone for row, score in part.items()}
+    assert found.keys() == reference["scores"].keys()
+    expected = reference["value_metrics"]
+    return {
+        "score": max(abs(found[row] - score) for row, score in reference["scores"].items()),
+        "value_loss": abs(metrics["train/loss"] / expected["train/loss"] - 1),
+        "value_grad_norm": abs(metrics["train/grad_norm"] / expected["train/grad_norm"] - 1),
+        "value_gradient": max(gap for gap, _, _ in everyone),
+        "value_gradient_name": max(everyone, key=lambda w: w[0])[1],
     }
 
 

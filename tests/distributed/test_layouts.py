@@ -75,6 +75,10 @@ def check(result: dict[str, Any]) -> None:
     assert result["update_in_lr"] < 1e-2, result
     assert result["expert_bias"] == 0.0, result
     assert result["decode"] < 1e-5, result
+    assert result["score"] < 1e-5, result
+    assert result["value_loss"] < 1e-5, result
+    assert result["value_grad_norm"] < 1e-5, result
+    assert result["value_gradient"] < 1e-4, result
     assert result["same_responses"], result
 
 

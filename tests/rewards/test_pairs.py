@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 from megatron_r1.config.judge import JudgeConfig
+from megatron_r1.data.preferences import PreferencePair, read_preferences
 from megatron_r1.rewards.judge import Judge, Judgement, Kind
 from megatron_r1.rewards.pairs import (
     Candidates,
-    PreferencePair,
     balance_lengths,
     build_pairs,
     mean_score,
 )
 from tests.rewards.judge_server import Reply, judge_server
 
+ROOT = Path(__file__).parents[2]
 BLOCKS = re.compile(r"<answer_of_assistant_(A|B)>\n(.*?)\n</answer", re.DOTALL)
 
 
@@ -71,6 +76,30 @@ def test_the_same_run_again_asks_nothing_and_gives_the_same(tmp_path):
         assert len(endpoint.requests) == asked == 8
 
 
+def test_the_command_writes_what_dpo_reads(tmp_path):
+    cases = [("good 3", "good 1"), ("good 1", "good 1"), ("good 0", "good 2")]
+    lines = [
+        json.dumps({"id": f"c{i}", "prompt": f"question {i}", "first": a, "second": b})
+        for i, (a, b) in enumerate(cases)
+    ]
+    source, target = tmp_path / "candidates.jsonl", tmp_path / "pairs.jsonl"
+    source.write_text("\n".join(lines))
+    command = [sys.executable, "tools/judge_pairs.py", str(source), str(target)]
+    with judge_server(by_quality) as endpoint:
+        done = subprocess.run(
+            [*command, f"judge.base_url={endpoint.url}"], cwd=ROOT, capture_output=True, text=True
+        )
+    assert done.returncode == 0, done.stderr
+    assert f"2 pairs of 3 in {target}; 0 unjudged, 1 too close" in done.stdout
+    assert read_preferences(target) == [
+        PreferencePair("question 0", "good 3", "good 1", margin=2.0, id="c0"),
+        PreferencePair("question 2", "good 2", "good 0", margin=2.0, id="c2"),
+    ]
+    source.write_text('{"id": "c0", "prompt": "q", "first": "a"}')
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2 and "key 'second' is missing" in refused.stderr
+
+
 def test_the_mean_of_four_from_the_first_responses_side():
     verdicts = [Judgement(Kind.verdict, name) for name in ("A>>B", "A>B", "B>A", "A=B")]
     # (2 + 1 - 1 + 0) / 4; swapped first and third: (-2 + 1 + 1 + 0) / 4
@@ -81,7 +110,7 @@ def test_the_mean_of_four_from_the_first_responses_side():
 
 def test_lengths_are_balanced_over_the_data_set():
     def pair(chosen: int, rejected: int) -> PreferencePair:
-        return PreferencePair("x", "q", "c" * chosen, "r" * rejected, 2.0)
+        return PreferencePair("q", "c" * chosen, "r" * rejected, 2.0)
 
     even = [pair(100, 100), pair(90, 110), pair(110, 90)]
     assert balance_lengths(even, 1.05) == even

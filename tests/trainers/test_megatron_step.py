@@ -16,7 +16,8 @@ from megatron_r1.config.algo import GrpoConfig
 from megatron_r1.config.load import load_config
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.data.packing import build_micro_batch
-from megatron_r1.trainers.megatron_step import MegatronStep, move_to_device
+from megatron_r1.trainers.megatron_step import MegatronStep
+from megatron_r1.trainers.micro_batches import move_to_device
 from megatron_r1.types import TrainBatch, TrainRow
 from tests.models.builders import logits_of
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from megatron_r1.config.algo import AdvantageBaseline, AdvantageNorm, GrpoConfig, KlPlace
+from megatron_r1.config.algo import (
+    AdvantageBaseline,
+    AdvantageNorm,
+    GrpoConfig,
+    KlPlace,
+    PpoConfig,
+)
 from megatron_r1.config.parallel import ParallelConfig
 from megatron_r1.parallel.layout import enter_layout
 from megatron_r1.trainers.minibatches import Minibatch
@@ -86,3 +94,31 @@ def test_reinforce_pp_has_mean_zero_and_deviation_one_over_all_tokens(dp):
     expected_K = (returns_K - returns_K.mean()) / returns_K.std(correction=0)
     advantages_K = torch.cat([row.advantages_L[row.loss_mask_L] for row in done])
     assert_close(advantages_K, expected_K)
+
+
+PPO = dict(advantage_baseline=AdvantageBaseline.none, kl_place=KlPlace.token_reward)
+
+
+def test_a_critic_is_compared_with_the_reward_and_the_penalties_that_came(dp):
+    config = PpoConfig(kl_beta=0.5, advantage_norm=AdvantageNorm.none, gae_lambda=0.5, **PPO)
+    row = dataclasses.replace(row_of(2.0, [0.2, 0.4]), values_L=torch.tensor([9.0, 1.0, 3.0]))
+    (row,) = completed([row], config, dp)
+    # Rewards -0.1 and 2 - 0.2. Last token: 1.8 - 3 = -1.2. The one before: -0.1 + 3 - 1 + 0.5 x
+    # -1.2 = 1.3. The critic should have said the sums. Of the prompt nothing is asked.
+    assert_close(row.advantages_L, torch.tensor([0.0, 1.3, -1.2]))
+    assert_close(row.returns_L, torch.tensor([0.0, 2.3, 1.8]))
+
+
+def test_with_lambda_1_the_return_is_the_reward_to_go_whatever_the_critic_said(dp):
+    config = PpoConfig(kl_beta=0.0, advantage_norm=AdvantageNorm.batch, **PPO)
+    rows = [
+        dataclasses.replace(row_of(reward, [0.0] * 3), values_L=torch.randn(4))
+        for reward in (1.0, 0.0)
+    ]
+    done = completed(rows, config, dp)
+    for row, reward in zip(done, (1.0, 0.0), strict=True):
+        assert_close(row.returns_L, torch.tensor([0.0, *[reward] * 3]))
+    # Normalised over the phase's tokens.
+    tokens_K = torch.cat([row.advantages_L[row.loss_mask_L] for row in done])
+    assert float(tokens_K.mean()) == pytest.approx(0, abs=1e-6)
+    assert float(tokens_K.std(correction=0)) == pytest.approx(1, abs=1e-4)

@@ -9,15 +9,19 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.checkpoint.store import CheckpointStore, LoopState
-from megatron_r1.config.load import load_config
+from megatron_r1.config.algo import AlgoConfig, PpoConfig
+from megatron_r1.config.load import CONF_DIR, load_config
+from megatron_r1.config.model import Head
 from megatron_r1.data.prompts import open_prompts
 from megatron_r1.models.weight_bank import WeightBank
 from megatron_r1.rewards.registry import RULES
 from megatron_r1.rewards.scorer import RewardScorer
 from megatron_r1.rollout.inprocess import InProcessEngine
 from megatron_r1.telemetry.recorder import Recorder
+from megatron_r1.trainers.critic import Critic
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.rl import RlConfig, RlParts, train_rl
+from megatron_r1.trainers.value_step import ValueStep
 from megatron_r1.trainers.watch import RewardHackError
 from tests.rewards.rules_for_tests import even_tokens, flawed_judge
 
@@ -67,24 +71,38 @@ def rewards_of_training(one_rank, tokenizer, run_dir: Path, *choices: str) -> li
 def train(
     one_rank, tokenizer, run_dir: Path, *choices: str, even_tokens_weight: float = 1.0
 ) -> list[dict]:
-    """The metrics of every step of a run."""
+    """The metrics of every step of a run, which goes on from its last checkpoint."""
     weight = f"+reward.weights.even_tokens={even_tokens_weight}"
     config = load_config([*OVERRIDES, weight, *choices])
     step = MegatronStep(one_rank.policy(config), config.optimizer)
-    num_steps = config.stage.num_steps
-    run_dir.mkdir()
+    critic = None
+    if isinstance(config.algo, PpoConfig):
+        model = one_rank.policy(config, head=Head.scalar)
+        critic = Critic(ValueStep(model, config.algo.critic_optimizer), config.algo)
+    bank = WeightBank(step.policy)
+    store = CheckpointStore(run_dir, keep=1, tokenizer_dir=None)
+    state, num_steps = LoopState(), config.stage.num_steps
+    if store.latest() is not None:
+        value_step = critic and critic.value_step
+        state = store.load(store.latest(), step.policy, step.optimizer, bank, value_step)
     recorder = Recorder(
-        run_dir, config.telemetry, label="toy", first_step=0, num_steps=num_steps, is_main=True
+        run_dir,
+        config.telemetry,
+        label="toy",
+        first_step=state.step,
+        num_steps=num_steps,
+        is_main=True,
     )
     with RewardScorer(config.reward) as scorer:
         parts = RlParts(
             megatron_step=step,
-            bank=WeightBank(step.policy),
+            bank=bank,
             engine=InProcessEngine(step.policy, tokenizer, max_batch=256, max_prefill_tokens=1024),
             prompts=open_prompts(config.data, tokenizer, seed=1),
             scorer=scorer,
-            store=CheckpointStore(run_dir, keep=1, tokenizer_dir=None),
+            store=store,
             recorder=recorder,
+            critic=critic,
         )
         settings = RlConfig(
             stage=config.stage,
@@ -94,7 +112,7 @@ def train(
             optimizer=config.optimizer,
             seed=1,
         )
-        assert train_rl(parts, settings, LoopState()).step == num_steps
+        assert train_rl(parts, settings, state).step == num_steps
     recorder.close()
     return metrics_of(run_dir)
 
@@ -149,6 +167,7 @@ OBJECTIVES = {
     "rloo": ["algo.kl_beta=0.001"],
     "reinforce_pp": [],
     "kl_penalty": [],
+    "ppo": ["algo.kl_beta=0.001", "algo.critic_optimizer.lr=3e-3"],
 }
 
 
@@ -158,6 +177,41 @@ def test_every_objective_learns_a_toy_reward(algo, one_rank, tokenizer, toy_rule
     rewards = rewards_of_training(one_rank, tokenizer, tmp_path / "run", *choices)
     assert rewards[0] == pytest.approx(0.5, abs=0.1)
     assert rewards[-1] > 0.8
+
+
+def test_no_objective_on_rollouts_is_left_out():
+    names = {path.stem for path in (CONF_DIR / "algo").glob("*.yaml")}
+    on_rollouts = {n for n in names if isinstance(load_config([f"algo={n}"]).algo, AlgoConfig)}
+    assert on_rollouts == {"grpo_r1", "grpo_stable", *OBJECTIVES}
+    # test_preference.py and test_distill.py
+    assert names - on_rollouts == {"dpo", "distill_logits", "distill_samples"}
+
+
+def test_a_critic_learns_alone_at_first_and_then_with_the_policy(
+    one_rank, tokenizer, toy_rule, tmp_path
+):
+    choices = ["model=tiny_dense", "algo=ppo", "stage.num_steps=16", "optimizer.lr=1e-4"]
+    choices += ["algo.critic_optimizer.lr=3e-3", "algo.critic_warmup_steps=14"]
+    rows = train(one_rank, tokenizer, tmp_path / "run", *choices)
+    assert [row["train/skipped"] for row in rows] == [1] * 14 + [0] * 2
+    assert all(row["critic/skipped"] == 0 for row in rows)
+    # The policy stays what it was, so rewards do; a new critic says 0 of a mean reward of a half.
+    assert abs(rows[0]["critic/value_mean"]) < 0.1 < 0.4 < rows[0]["critic/return_mean"] < 0.6
+    assert rows[-1]["critic/value_mean"] == pytest.approx(rows[-1]["critic/return_mean"], abs=0.1)
+    assert rows[-1]["critic/squared_error"] < rows[0]["critic/squared_error"] / 2
+
+
+def test_a_run_with_a_critic_goes_on_as_if_it_had_not_stopped(
+    one_rank, tokenizer, toy_rule, tmp_path
+):
+    choices = ["model=tiny_dense", "algo=ppo", "algo.critic_optimizer.lr=3e-3"]
+    whole = train(one_rank, tokenizer, tmp_path / "whole", *choices, "stage.num_steps=4")
+    train(one_rank, tokenizer, tmp_path / "parts", *choices, "stage.num_steps=2")
+    parts = train(one_rank, tokenizer, tmp_path / "parts", *choices, "stage.num_steps=4")
+    names = [name for name in whole[-1] if name.startswith(("critic/", "train/", "algo/"))]
+    assert {"critic/loss", "critic/squared_error", "algo/kl_ref"} <= set(names)
+    for ours, theirs in zip(parts, whole, strict=True):
+        assert [ours[name] for name in names] == [theirs[name] for name in names]
 
 
 def test_the_kl_coefficient_follows_the_kl(one_rank, tokenizer, toy_rule, tmp_path):

@@ -1,0 +1,39 @@
+"""Samples: prompts with a response to imitate, such as a teacher's, as a JSONL file holds them.
+
+    {"prompt": "1 + 1 =", "response": "<think>1 and 1 are 2</think><answer>2</answer>"}
+
+``prompt`` is the question, rendered by `data.template` when it is used; ``response`` has no
+end-of-sequence token. Other keys are left alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_r1.data.json_lines import read_records, text_of
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt with the response to imitate."""
+
+    prompt: str
+    """The question, before its template."""
+    response: str
+
+
+def read_samples(path: str | Path, *, max_lines: int | None = None) -> list[Sample]:
+    """The samples of a file, in its order.
+
+    Raises:
+        DataError: the file is missing or holds no sample, or a line is unusable: ``file:line``,
+            what is wrong, and how the line starts.
+    """
+    return read_records(
+        path,
+        lambda record, _: Sample(text_of(record, "prompt"), text_of(record, "response")),
+        what="sample",
+        way_out="Name a JSONL file with prompt and response",
+        max_lines=max_lines,
+    )

@@ -1,0 +1,93 @@
+"""Learning from examples: the loop of everything whose rows are there before it begins."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from megatron_r1.checkpoint.store import CheckpointStore, LoopState
+from megatron_r1.config.optimizer import OptimizerConfig
+from megatron_r1.config.stage import StageConfig
+from megatron_r1.data.epochs import item_of_draw
+from megatron_r1.data.examples import Example
+from megatron_r1.data.packing import balance_rows
+from megatron_r1.models.weight_bank import WeightBank
+from megatron_r1.parallel.layout import Axis
+from megatron_r1.telemetry.recorder import Recorder
+from megatron_r1.trainers.megatron_step import MegatronStep, TokenLoss
+from megatron_r1.trainers.schedule import learning_rate
+from megatron_r1.types import TrainBatch
+
+
+@dataclass(frozen=True)
+class SupervisedParts:
+    """What the loop works with; built by a stage."""
+
+    megatron_step: MegatronStep
+    store: CheckpointStore
+    recorder: Recorder
+    bank: WeightBank | None = None
+    """Its reference is saved with the policy, where there is one."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one update is made of."""
+
+    batch: TrainBatch
+    """This replica's rows."""
+    loss: TokenLoss
+    num_sequences: int
+    """Rows of the update, over all replicas."""
+
+
+def train_supervised(
+    parts: SupervisedParts,
+    stage: StageConfig,
+    optimizer: OptimizerConfig,
+    state: LoopState,
+    *,
+    num_steps: int,
+    update_of: Callable[[int], Update],
+) -> LoopState:
+    """Go on from `state` to `num_steps` updates. Every rank of the job calls it.
+
+    Args:
+        update_of: what to learn from in each step, a function of its number alone.
+    """
+    megatron_step, recorder, store = parts.megatron_step, parts.recorder, parts.store
+    while state.step < num_steps:
+        update = update_of(state.step)
+        with recorder.timed("time/update_s"):
+            result = megatron_step.train_step(
+                update.batch,
+                update.loss,
+                lr=learning_rate(state.step, num_steps, optimizer),
+                num_sequences=update.num_sequences,
+                on_micro_batch=recorder.on_micro_batch("update"),
+            )
+        state = dataclasses.replace(state, step=state.step + 1)
+        recorder.step(state.step, result)
+        store.poll()
+        if state.step % stage.checkpoint_every_steps == 0 or state.step == num_steps:
+            with recorder.timed("time/checkpoint_s"):
+                store.save(state, megatron_step.policy, megatron_step.optimizer, parts.bank)
+    store.poll(wait=True)
+    return state
+
+
+def draw_examples(examples: Sequence[Example], step: int, count: int, seed: int) -> list[Example]:
+    """Those of update `step`: the next `count` in the order of epochs."""
+    draws = range(step * count, (step + 1) * count)
+    return [examples[item_of_draw(draw, len(examples), seed)] for draw in draws]
+
+
+def own_share(examples: Sequence[Example], dp: Axis) -> TrainBatch:
+    """This replica's examples of a step, by length. A token's weight makes the loss a mean over all
+    response tokens of the step."""
+    weight = 1.0 / sum(int(row.loss_mask_L.sum()) for rows in examples for row in rows)
+    lengths = [sum(row.num_tokens for row in rows) for rows in examples]
+    share = balance_rows(lengths, dp.size)[dp.rank]
+    rows = tuple(dataclasses.replace(row, weight=weight) for i in share for row in examples[i])
+    return TrainBatch(rows=rows, rows_together=len(examples[0]))
