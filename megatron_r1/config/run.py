@@ -66,12 +66,20 @@ class RunConfig:
         Raises:
             ConfigError: with the settings' paths, their values and a way out.
         """
-        _check_degrees(self.parallel, world_size)
-        _check_model_fits_degrees(self.model, self.parallel)
+        self.validate_layout(world_size)
         _check_lengths(self)
         _check_stage(self)
         _check_algo(self)
         _check_monitor(self)
+
+    def validate_layout(self, world_size: int) -> None:
+        """Check that the model can be laid out over so many ranks.
+
+        Raises:
+            ConfigError: with the settings' paths, their values and a way out.
+        """
+        _check_degrees(self.parallel, world_size)
+        _check_model_fits_degrees(self.model, self.parallel)
 
 
 def _check_lengths(config: RunConfig) -> None:

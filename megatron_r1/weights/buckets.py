@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,6 +58,14 @@ class Message:
     @property
     def num_bytes(self) -> int:
         return self.entries[-1].stop
+
+    def describe(self) -> dict[str, list[Any]]:
+        """The fields of SGLang's update_weights_from_distributed that say what is coming."""
+        return {
+            "names": [entry.name for entry in self.entries],
+            "dtypes": [str(entry.dtype).removeprefix("torch.") for entry in self.entries],
+            "shapes": [list(entry.shape) for entry in self.entries],
+        }
 
 
 def messages(bucket: Bucket) -> list[Message]:

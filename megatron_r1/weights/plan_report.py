@@ -170,7 +170,8 @@ def describe(plan: Plan) -> str:
     transfers = sum(len(bucket.transfers) for bucket in plan.buckets)
     head = (
         f"{trainer.model.name}: {trainer.world_size} ranks in {trainer.num_stages} stages, "
-        f"{len(sent)} senders -> {engine.num_engines} engines of {engine.tensor}; "
+        f"{len(sent)} senders -> {engine.num_engines} "
+        f"{'engine' if engine.num_engines == 1 else 'engines'} of {engine.tensor}; "
         f"{transfers:,} transfers in {len(plan.buckets):,} buckets"
     )
     return "\n".join([head, *(f"{a:32}{b:>12}{c:>12}" for a, b, c in rows)])
