@@ -25,7 +25,7 @@ def main() -> int:
     )
     parser.add_argument("--world-size", type=int, default=1, help="ranks of the trainer")
     parser.add_argument("--senders", type=int, default=1, help="per pipeline stage; 0: every rank")
-    parser.add_argument("--bucket-mib", type=int, default=1024)
+    parser.add_argument("--bucket-mib", type=int, default=512)
     parser.add_argument("--engines", type=int, default=1)
     parser.add_argument("--engine-ranks", type=int, default=1, help="of each (SGLang's --tp-size)")
     parser.add_argument("--engine-expert", type=int, default=1, help="SGLang's --ep-size")

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
-from itertools import chain
+from itertools import chain, groupby, zip_longest
 
 import torch
 
@@ -26,7 +26,8 @@ from megatron_r1.weights.engine_layout import EngineLayout, Ranks, Receive, Want
 from megatron_r1.weights.names import NameMapping, name_table
 from megatron_r1.weights.trainer_layout import Holding, TrainerLayout
 
-GIBIBYTE = 2**30
+BUCKET_BYTES = 2**29
+"""Half a GiB: the memory that a publish takes of each sender is two of them and a tensor."""
 
 
 class Quantizer(Enum):
@@ -121,13 +122,24 @@ class Plan:
     def transfers(self) -> Iterator[Transfer]:
         return chain.from_iterable(bucket.transfers for bucket in self.buckets)
 
+    def in_turns(self) -> list[Bucket]:
+        """All buckets, each sender's first, then each one's second, and so on.
+
+        An engine takes one at a time (SGLang's scheduler does), and a broadcast to several engines
+        ends when all have taken it: engines that took two of them in different orders would wait
+        for each other for ever. In this order the other senders fill theirs meanwhile.
+        """
+        by_sender = (tuple(found) for _, found in groupby(self.buckets, lambda b: b.sender))
+        turns = chain.from_iterable(zip_longest(*by_sender))
+        return [bucket for bucket in turns if bucket is not None]
+
 
 def plan_weights(
     trainer: TrainerLayout,
     engine: EngineLayout,
     *,
     dtype: torch.dtype = torch.bfloat16,
-    bucket_bytes: int = GIBIBYTE,
+    bucket_bytes: int = BUCKET_BYTES,
     senders_per_stage: int | None = 1,
 ) -> Plan:
     """Plan a publish. Every rank comes to the same plan by itself.

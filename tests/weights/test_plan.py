@@ -296,6 +296,20 @@ def test_down_projections_that_sglang_fuses_share_a_bucket():
         assert q.replace("q_a_proj", "kv_a_proj_with_mqa") == kv
 
 
+def test_senders_take_turns():
+    # The second stage has four layers of five and the head: it sends on when the first is done.
+    parallel = ParallelConfig(pipeline=2, pipeline_layers=[1, 4])
+    trainer = TrainerLayout(family("llama3"), parallel, 2)
+    plan = plan_weights(trainer, EngineLayout(), bucket_bytes=2**17)
+    senders = [bucket.sender for bucket in plan.in_turns()]
+    first = senders.count(0)
+    assert 1 < first < senders.count(1)
+    assert senders == [0, 1] * first + [1] * (len(senders) - 2 * first)
+    for rank in (0, 1):
+        own = [bucket for bucket in plan.buckets if bucket.sender == rank]
+        assert [bucket for bucket in plan.in_turns() if bucket.sender == rank] == own
+
+
 def test_replicas_take_turns_to_give():
     # Four replicas of tensor 2: the sender's partner shard is on four ranks, which give a quarter.
     trainer = TrainerLayout(family("llama3"), ParallelConfig(tensor=2), 8)
