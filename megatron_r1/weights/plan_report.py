@@ -150,7 +150,7 @@ def describe(plan: Plan) -> str:
     trainer, engine = plan.trainer, plan.engine
     rows = [("", "planned", "least")]
     for name in ("gathered", "sent", "received"):
-        rows.append((f"{name} GB", *(f"{getattr(t, name) / 1e9:,.1f}" for t in (planned, least))))
+        rows.append((f"{name} GB", _gb(getattr(planned, name)), _gb(getattr(least, name))))
     by_stage = [{rank: sent[rank] for rank in ranks} for ranks in plan.senders]
     balances = {
         "GB sent by each stage": balance(dict(enumerate(sum(s.values()) for s in by_stage))),
@@ -158,15 +158,10 @@ def describe(plan: Plan) -> str:
         "  of the least even stage": max(map(balance, by_stage), key=lambda found: found.ratio),
         "GB given by each rank": balance(given),
     }
-    rows += [
-        ("", "mean", "max / mean"),
-        *((name, f"{b.mean / 1e9:.2f}", f"{b.ratio:.2f}") for name, b in balances.items()),
-        ("", "planned", "bound"),
-        (
-            "peak extra GB of a rank",
-            *(f"{v / 1e9:.2f}" for v in (max(peak.values()), peak_bound(plan))),
-        ),
-    ]
+    rows.append(("", "mean", "max / mean"))
+    rows += [(name, _gb(b.mean), f"{b.ratio:.2f}") for name, b in balances.items()]
+    rows.append(("", "planned", "bound"))
+    rows.append(("peak extra GB of a rank", _gb(max(peak.values())), _gb(peak_bound(plan))))
     transfers = sum(len(bucket.transfers) for bucket in plan.buckets)
     head = (
         f"{trainer.model.name}: {trainer.world_size} ranks in {trainer.num_stages} stages, "
@@ -175,6 +170,10 @@ def describe(plan: Plan) -> str:
         f"{transfers:,} transfers in {len(plan.buckets):,} buckets"
     )
     return "\n".join([head, *(f"{a:32}{b:>12}{c:>12}" for a, b, c in rows)])
+
+
+def _gb(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:,.2f}"
 
 
 @cache

@@ -343,7 +343,7 @@ def test_what_cannot_be_planned_is_refused_with_a_way_out():
 def test_the_summary_says_what_moves():
     text = describe(of_671_billion(EngineLayout(tensor=8), expert=32))
     assert "deepseek_v3: 512 ranks in 16 stages, 16 senders -> 1 engine of 8" in text
-    assert "1,365.3     1,365.3" in text
+    assert "1,365.27    1,365.27" in text
 
 
 def test_planning_needs_neither_megatron_nor_torch_distributed():
