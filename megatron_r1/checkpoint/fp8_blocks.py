@@ -31,6 +31,12 @@ LARGEST = 448.0
 SCALE_SUFFIX = "_scale_inv"
 
 
+def is_quantized(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether DeepSeek-V3's files have this tensor, by Hugging Face's name, in FP8."""
+    in_layer = ".self_attn." in name or ".mlp." in name
+    return in_layer and len(shape) == 2 and not name.endswith(".mlp.gate.weight")
+
+
 def num_blocks(shape: tuple[int, ...]) -> tuple[int, int]:
     """Shape of the scales of a matrix."""
     rows, columns = shape

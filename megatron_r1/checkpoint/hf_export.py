@@ -24,7 +24,13 @@ from megatron_r1.checkpoint.conversion import (
     make_report,
 )
 from megatron_r1.checkpoint.draft import draft_directory, fingerprint
-from megatron_r1.checkpoint.fp8_blocks import BLOCK, SCALE_SUFFIX, num_blocks, quantize
+from megatron_r1.checkpoint.fp8_blocks import (
+    BLOCK,
+    SCALE_SUFFIX,
+    is_quantized,
+    num_blocks,
+    quantize,
+)
 from megatron_r1.checkpoint.hf_weights import check_finite
 from megatron_r1.checkpoint.record import (
     FP8_SCALES,
@@ -104,8 +110,7 @@ class PolicyWeights:
         """Whether an FP8 directory has this tensor in FP8: as its source, or as DeepSeek-V3."""
         if self._scales:
             return name + SCALE_SUFFIX in self._scales
-        in_layer = ".self_attn." in name or ".mlp." in name
-        return in_layer and len(shape) == 2 and not name.endswith(".mlp.gate.weight")
+        return is_quantized(name, shape)
 
     def _check(self, mapping: NameMapping) -> None:
         place = place_of(mapping.megatron, self.config)

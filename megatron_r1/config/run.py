@@ -83,8 +83,7 @@ class RunConfig:
         Raises:
             ConfigError: with the settings' paths, their values and a way out.
         """
-        _check_degrees(self.parallel, world_size)
-        check_model_fits_degrees(self.model, self.parallel)
+        self.validate_layout(world_size)
         _check_objective(self)
         if isinstance(self.stage, ExamplesConfig):
             _check_examples(self, self.stage)
@@ -93,6 +92,15 @@ class RunConfig:
         _check_stage(self)
         _check_algo(self)
         _check_monitor(self)
+
+    def validate_layout(self, world_size: int) -> None:
+        """Check that the model can be laid out over so many ranks.
+
+        Raises:
+            ConfigError: with the settings' paths, their values and a way out.
+        """
+        _check_degrees(self.parallel, world_size)
+        check_model_fits_degrees(self.model, self.parallel)
 
 
 _OBJECTIVES: dict[type[StageConfig], tuple[type[ObjectiveConfig], ...]] = {

@@ -26,16 +26,11 @@ from megatron_r1.models.init import chunk_state_dict, initialize_weights
 from megatron_r1.models.kv_cache import KvCache
 from megatron_r1.models.mtp import StreamModel
 from megatron_r1.models.rope import RopeTable
-from megatron_r1.models.specs import (
-    block_spec,
-    layers_per_chunk,
-    prediction_spec,
-    transformer_config,
-)
+from megatron_r1.models.specs import block_spec, prediction_spec, transformer_config
 from megatron_r1.models.stream import TokenStream
 from megatron_r1.parallel.context import ContextShard
 from megatron_r1.parallel.layout import Layout
-from megatron_r1.parallel.pipeline_split import chunk_starts
+from megatron_r1.parallel.pipeline_split import chunk_starts, layers_per_chunk
 from megatron_r1.platform.host import Host
 from megatron_r1.types import MicroBatch
 

@@ -34,7 +34,7 @@ from megatron_r1.models.attention import StreamLatentAttention, StreamSelfAttent
 from megatron_r1.models.layers import LatentNorm, RmsNorm
 from megatron_r1.models.moe import StreamLayer, StreamRouter
 from megatron_r1.models.mtp import mtp_block_spec
-from megatron_r1.parallel.pipeline_split import split_layers
+from megatron_r1.parallel.pipeline_split import layers_per_chunk
 
 
 def transformer_config(
@@ -113,13 +113,6 @@ def _mixture_fields(model: MixtureConfig) -> dict[str, Any]:
         moe_router_dtype="fp32",
         moe_grouped_gemm=False,
     )
-
-
-def layers_per_chunk(model: ModelConfig, parallel: ParallelConfig) -> list[int]:
-    """Decoder layers of each chunk of the pipeline, in the order of the model."""
-    if parallel.pipeline_layers is not None:
-        return list(parallel.pipeline_layers)
-    return split_layers(model.num_layers, parallel.num_chunks, num_mtp_layers=model.num_mtp_layers)
 
 
 def _pipeline_layout(model: ModelConfig, parallel: ParallelConfig) -> list[list[str]] | None:

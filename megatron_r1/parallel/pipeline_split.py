@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from megatron_r1.config.model import ModelConfig
+from megatron_r1.config.parallel import ParallelConfig
+
+
+def layers_per_chunk(model: ModelConfig, parallel: ParallelConfig) -> list[int]:
+    """Decoder layers of each chunk of the pipeline, in the order of the model."""
+    if parallel.pipeline_layers is not None:
+        return list(parallel.pipeline_layers)
+    return split_layers(model.num_layers, parallel.num_chunks, num_mtp_layers=model.num_mtp_layers)
+
 
 def split_layers(num_layers: int, num_chunks: int, *, num_mtp_layers: int = 0) -> list[int]:
     """Layers of each chunk, in the order of the model; no chunk is empty.

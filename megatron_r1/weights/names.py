@@ -133,14 +133,28 @@ def to_hf(mapping: NameMapping, tensor: Tensor, config: ModelConfig) -> tuple[Te
     if mapping.form is Form.vocab:
         tensor = tensor[: config.vocab_size]
     _check_shape(mapping.megatron, tensor, mapping.megatron_shape)
+    return shard_to_hf(mapping, tensor, mapping.shapes, config)
+
+
+def shard_to_hf(
+    mapping: NameMapping, shard: Tensor, shapes: Sequence[Shape], config: ModelConfig
+) -> tuple[Tensor, ...]:
+    """The part of each Hugging Face tensor that a rank's shard of the parameter holds.
+
+    Megatron splits key groups, and gate and up each by themselves, so that it is a slice of it.
+
+    Args:
+        shapes: of those parts.
+    """
     if mapping.form is Form.rows:
-        return tensor.split([shape[0] for shape in mapping.shapes])
+        return shard.split([shape[0] for shape in shapes])
     if mapping.form is Form.qkv:
-        groups = _num_key_groups(config)
-        by_group = tensor.unflatten(0, (groups, -1))
-        parts = by_group.split([shape[0] // groups for shape in mapping.shapes], dim=1)
+        assert isinstance(config, GroupedQueryConfig), mapping.megatron
+        groups = shapes[1][0] // config.head_dim
+        by_group = shard.unflatten(0, (groups, -1))
+        parts = by_group.split([shape[0] // groups for shape in shapes], dim=1)
         return tuple(part.flatten(0, 1) for part in parts)
-    return (tensor,)
+    return (shard[: shapes[0][0]],)
 
 
 def _layer(config: ModelConfig, ours: str, theirs: str, *, sparse: bool) -> Iterator[NameMapping]:

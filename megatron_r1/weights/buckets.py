@@ -1,0 +1,158 @@
+"""Buckets as bytes: laid out, filled from pieces, read again.
+
+A bucket is one flat uint8 tensor for each set of receivers, in which tensors follow one another
+without gaps, as SGLang's `flattened_bucket` has it. Wider numbers come first, so that each tensor
+begins at a multiple of its numbers' width.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_r1.checkpoint.fp8_blocks import BLOCK, SCALE_SUFFIX, quantize
+from megatron_r1.config.model import ModelConfig
+from megatron_r1.weights.boxes import Box, Shape, overlap, shape_of, slices, within
+from megatron_r1.weights.engine_layout import Ranks
+from megatron_r1.weights.names import shard_to_hf
+from megatron_r1.weights.plan import Bucket, Piece, Quantizer, Transfer
+from megatron_r1.weights.trainer_layout import Holding
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a flat buffer: a box of a Hugging Face tensor, or of its scales."""
+
+    name: str
+    dtype: torch.dtype
+    box: Box
+    """Of scales, in blocks."""
+    start: int
+    """First byte."""
+
+    @property
+    def shape(self) -> Shape:
+        return shape_of(self.box)
+
+    @property
+    def stop(self) -> int:
+        return self.start + prod(self.shape) * self.dtype.itemsize
+
+    def view(self, flat: Tensor) -> Tensor:
+        return flat[self.start : self.stop].view(self.dtype).view(self.shape)
+
+
+@dataclass(frozen=True)
+class Message:
+    """What some ranks of every engine get of a bucket: one flat buffer."""
+
+    receivers: Ranks
+    entries: tuple[Entry, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.entries[-1].stop
+
+    def describe(self) -> dict[str, list[Any]]:
+        """The fields of SGLang's update_weights_from_distributed that say what is coming."""
+        return {
+            "names": [entry.name for entry in self.entries],
+            "dtypes": [str(entry.dtype).removeprefix("torch.") for entry in self.entries],
+            "shapes": [list(entry.shape) for entry in self.entries],
+        }
+
+
+def messages(bucket: Bucket) -> list[Message]:
+    """How the bytes of a bucket are laid out; both sides come to the same."""
+    tensors: dict[Ranks, list[tuple[str, torch.dtype, Box]]] = defaultdict(list)
+    for transfer in bucket.transfers:
+        for part in transfer.parts:
+            tensors[part.receivers] += _tensors(transfer, part.box)
+    return [
+        Message(receivers, tuple(_entries(sorted(found, key=lambda t: -t[1].itemsize))))
+        for receivers, found in tensors.items()
+    ]
+
+
+def give(
+    transfer: Transfer, piece: Piece, shard: Tensor, holding: Holding, model: ModelConfig
+) -> dict[str, Tensor]:
+    """A piece, from its holder's shard of the Megatron parameter: by name, with scales if it makes
+    them; a view of the shard where it can be."""
+    shard_number = holding.shard_of(piece.rank)
+    boxes = [slices(holding.split, shape)[shard_number] for shape in transfer.mapping.shapes]
+    parts = shard_to_hf(transfer.mapping, shard, [shape_of(box) for box in boxes], model)
+    number = transfer.number
+    values = parts[number][within(piece.box, boxes[number])]
+    return _sent_as(transfer, values, quantized=transfer.quantizer is Quantizer.holders)
+
+
+class OpenBucket:
+    """A bucket that its sender is filling."""
+
+    def __init__(self, bucket: Bucket, device: torch.device | str = "cpu") -> None:
+        self._messages = messages(bucket)
+        self.buffers = [
+            torch.empty(message.num_bytes, dtype=torch.uint8, device=device)
+            for message in self._messages
+        ]
+        self._places: dict[str, list[tuple[Box, Tensor]]] = defaultdict(list)
+        for message, flat in zip(self._messages, self.buffers, strict=True):
+            for entry in message.entries:
+                self._places[entry.name].append((entry.box, entry.view(flat)))
+
+    def __iter__(self) -> Iterator[tuple[Message, Tensor]]:
+        """Messages and their bytes."""
+        return zip(self._messages, self.buffers, strict=True)
+
+    def put(self, transfer: Transfer, box: Box, tensors: Mapping[str, Tensor]) -> None:
+        """Copy a box of a transfer, as `give` returned it, to where it is sent from."""
+        for name, values in tensors.items():
+            source = _in_blocks(box) if name.endswith(SCALE_SUFFIX) else box
+            for target, view in self._places[name]:
+                common = overlap(source, target)
+                if common:
+                    view[within(common, target)] = values[within(common, source)]
+
+
+def merge(transfer: Transfer, pieces: Mapping[Piece, Tensor]) -> dict[str, Tensor]:
+    """A whole box that the sender quantises, from values of all of its pieces."""
+    assert transfer.quantizer is Quantizer.sender, transfer.name
+    some = next(iter(pieces.values()))
+    values = torch.empty(shape_of(transfer.box), dtype=transfer.dtype, device=some.device)
+    for piece, tensor in pieces.items():
+        values[within(piece.box, transfer.box)] = tensor
+    return _sent_as(transfer, values, quantized=True)
+
+
+def _sent_as(transfer: Transfer, values: Tensor, *, quantized: bool) -> dict[str, Tensor]:
+    if not quantized:
+        return {transfer.name: values}
+    codes, scales = quantize(values)
+    return {transfer.name: codes, transfer.name + SCALE_SUFFIX: scales}
+
+
+def _tensors(transfer: Transfer, box: Box) -> Iterator[tuple[str, torch.dtype, Box]]:
+    if transfer.quantized:
+        yield transfer.name, torch.float8_e4m3fn, box
+        yield transfer.name + SCALE_SUFFIX, torch.float32, _in_blocks(box)
+    else:
+        yield transfer.name, transfer.dtype, box
+
+
+def _entries(tensors: list[tuple[str, torch.dtype, Box]]) -> Iterator[Entry]:
+    start = 0
+    for name, dtype, box in tensors:
+        entry = Entry(name, dtype, box, start)
+        yield entry
+        start = entry.stop
+
+
+def _in_blocks(box: Box) -> Box:
+    return tuple((start // BLOCK, -(-stop // BLOCK)) for start, stop in box)

@@ -1,0 +1,97 @@
+"""Bytes of buckets: SGLang's own reader takes them, and a giver copies nothing it need not."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from megatron_r1.config.load import load_config
+from megatron_r1.config.parallel import ParallelConfig
+from megatron_r1.weights.boxes import shape_of
+from megatron_r1.weights.buckets import OpenBucket, give, messages
+from megatron_r1.weights.engine_layout import EngineLayout
+from megatron_r1.weights.names import Form, name_table
+from megatron_r1.weights.plan import Quantizer, plan_weights
+from megatron_r1.weights.trainer_layout import TrainerLayout
+
+
+@pytest.fixture(scope="module")
+def tensor_bucket() -> ModuleType:
+    """SGLang's module, alone: the package around it imports what needs a GPU."""
+    sglang = importlib.util.find_spec("sglang")
+    if sglang is None:
+        pytest.skip("sglang is not installed")
+    (root,) = sglang.submodule_search_locations
+    file = Path(root) / "srt" / "weight_sync" / "tensor_bucket.py"
+    spec = importlib.util.spec_from_file_location("tensor_bucket", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_sglang_reads_what_was_put_in(tensor_bucket):
+    # Norms in bfloat16, expert biases and scales in float32 and codes of one byte in one bucket.
+    model = load_config(["model=tiny_v3"]).model
+    plan = plan_weights(TrainerLayout(model, ParallelConfig(), 1), EngineLayout(fp8=True))
+    (bucket,) = plan.buckets
+    filled, given = OpenBucket(bucket), {}
+    generator = torch.Generator().manual_seed(0)
+    for transfer in bucket.transfers:
+        (piece,) = transfer.pieces
+        holding = plan.trainer.holding(transfer.mapping)
+        shard = torch.randn(transfer.mapping.megatron_shape, generator=generator)
+        tensors = give(transfer, piece, shard.to(transfer.dtype), holding, model)
+        filled.put(transfer, piece.box, tensors)
+        given |= tensors
+    ((message, flat),) = filled
+    theirs = tensor_bucket.FlattenedTensorBucket.empty(**message.describe(), device="cpu")
+    assert theirs.get_flattened_tensor().shape == flat.shape
+    theirs.get_flattened_tensor().copy_(flat)
+    read = dict(theirs.reconstruct_tensors())
+    assert {tensor.dtype for tensor in read.values()} == {
+        torch.bfloat16,
+        torch.float32,
+        torch.float8_e4m3fn,
+    }
+    assert read.keys() == given.keys()
+    for name, tensor in given.items():
+        assert read[name].dtype == tensor.dtype
+        assert torch.equal(read[name].float(), tensor.float()), name
+
+
+@pytest.mark.parametrize("model", ["tiny_v3", "tiny_dense"])
+@pytest.mark.parametrize("tensor_ranks", [1, 2])
+def test_only_queries_keys_and_values_of_several_groups_are_copied(model, tensor_ranks):
+    config = load_config([f"model={model}"]).model
+    trainer = TrainerLayout(config, ParallelConfig(tensor=tensor_ranks), tensor_ranks)
+    for transfer in plan_weights(trainer, EngineLayout()).transfers:
+        assert transfer.quantizer is Quantizer.nobody
+        holding = trainer.holding(transfer.mapping)
+        rows, *rest = transfer.mapping.megatron_shape
+        local = [rows, *rest]
+        local[holding.split.dim] //= holding.split.parts
+        shard = torch.empty(local)
+        for piece in transfer.pieces:
+            (values,) = give(transfer, piece, shard, holding, config).values()
+            assert values.shape == shape_of(piece.box)
+            is_view = values.untyped_storage().data_ptr() == shard.untyped_storage().data_ptr()
+            # The model has two key groups, so that two ranks have one each.
+            several_groups = transfer.mapping.form is Form.qkv and tensor_ranks == 1
+            assert is_view != several_groups, transfer.name
+
+
+def test_messages_hold_each_byte_of_a_bucket_once():
+    config = load_config(["model=tiny_v3"]).model
+    plan = plan_weights(
+        TrainerLayout(config, ParallelConfig(expert=2), 2), EngineLayout(), bucket_bytes=2**16
+    )
+    for bucket in plan.buckets:
+        (message,) = messages(bucket)
+        assert message.num_bytes == bucket.num_bytes
+        ends = [0, *(entry.stop for entry in message.entries)]
+        assert [entry.start for entry in message.entries] == ends[:-1]
+    assert len(name_table(config)) < sum(len(bucket.transfers) for bucket in plan.buckets)
