@@ -8,6 +8,7 @@ end, which is left out here.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -119,6 +120,8 @@ class MegatronStep:
             logits_Tv: Tensor, micro: MicroBatch, stream: TokenStream
         ) -> tuple[Tensor, dict[str, Any]]:
             logprobs_T, entropy_T = self._logprobs(logits_Tv, micro, stream, temperature)
+            if micro.logprobs_old_T is None:
+                micro = dataclasses.replace(micro, logprobs_old_T=logprobs_T.detach())
             output = loss(logprobs_T, micro)
             metrics = dict(output.metrics)
             if stream.logits_ahead:
