@@ -131,7 +131,8 @@ class TrainRow:
     logprobs_rollout_L: Tensor | None = None
     """What the engine reported; float32."""
     logprobs_old_L: Tensor | None = None
-    """The trainer's own value at the version that sampled; float32."""
+    """The trainer's own value at the version that sampled; float32. None in all rows of a batch: no
+    update lies between the two, and the value is `logprobs` without its gradient."""
     logprobs_ref_L: Tensor | None = None
     """The reference policy's; float32."""
     values_L: Tensor | None = None
@@ -177,7 +178,8 @@ class MicroBatch:
     """float32; each token's share in the step's loss, 0 where `loss_mask_T` is False."""
     advantages_T: Tensor
     logprobs_rollout_T: Tensor
-    logprobs_old_T: Tensor
+    logprobs_old_T: Tensor | None
+    """None until the forward pass of the update has given them; see `TrainRow`."""
     logprobs_ref_T: Tensor
     values_T: Tensor
     returns_T: Tensor

@@ -100,7 +100,8 @@ def build_micro_batch(
     """Concatenate rows, in their order, into one stream of a length that pad_to_multiple divides.
 
     Padding comes last, as a sequence of its own with weight 0; without rows it is pad_to_multiple
-    tokens of it. Optional numbers that a row lacks become zeros.
+    tokens of it. Optional numbers that a row lacks become zeros; old log-probabilities that all
+    rows lack are left out.
     """
     num_tokens = sum(row.num_tokens for row in rows)
     num_padding = -num_tokens % pad_to_multiple if rows else pad_to_multiple
@@ -126,7 +127,11 @@ def build_micro_batch(
         weights_T=torch.cat([row.loss_mask_L * per_token(row.weight, row) for row in sequences]),
         advantages_T=torch.cat([values(row.advantages_L, row, row.advantage) for row in sequences]),
         logprobs_rollout_T=torch.cat([values(row.logprobs_rollout_L, row) for row in sequences]),
-        logprobs_old_T=torch.cat([values(row.logprobs_old_L, row) for row in sequences]),
+        logprobs_old_T=(
+            torch.cat([values(row.logprobs_old_L, row) for row in sequences])
+            if any(row.logprobs_old_L is not None for row in rows)
+            else None
+        ),
         logprobs_ref_T=torch.cat([values(row.logprobs_ref_L, row) for row in sequences]),
         values_T=torch.cat([values(row.values_L, row) for row in sequences]),
         returns_T=torch.cat([values(row.returns_L, row) for row in sequences]),

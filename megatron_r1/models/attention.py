@@ -65,11 +65,13 @@ class StreamSelfAttention(SelfAttention):
         k_TGCK, v_TGCK = (
             x.unflatten(-1, (groups, width)).transpose(1, 2) for x in cached.chunk(2, dim=-1)
         )
+        # Heads that share a key stand side by side, as if they were queries of one head.
         q_TGHK = q_THK.unflatten(1, (groups, num_heads // groups))
-        scores_TGHC = (q_TGHK @ k_TGCK.transpose(-1, -2)).float() * scale
-        mask = ~stream.context_mask_TC[:, None, None, :]
-        probs = torch.softmax(scores_TGHC.masked_fill_(mask, float("-inf")), dim=-1)
-        return (probs.to(v_TGCK.dtype) @ v_TGCK).flatten(1, 2)
+        mask = stream.context_mask_TC[:, None, None, :]
+        out_TGHK = F.scaled_dot_product_attention(
+            q_TGHK, k_TGCK, v_TGCK, attn_mask=mask, scale=scale
+        )
+        return out_TGHK.flatten(1, 2)
 
 
 class StreamLatentAttention(MLASelfAttention):
@@ -207,19 +209,26 @@ def causal_attention(
     repeats = q_THK.shape[1] // k_TGK.shape[1]
     if repeats > 1:
         k_TGK, v_TGV = (x.repeat_interleave(repeats, dim=1) for x in (k_TGK, v_TGV))
-    parts, tokens = [], []
+    parts = []
     for each in stream.length_classes:
         out_SHQV = F.scaled_dot_product_attention(
-            q_THK[each.queries.index_SL].transpose(1, 2),
-            k_TGK[each.keys.index_SL].transpose(1, 2),
-            v_TGV[each.keys.index_SL].transpose(1, 2),
+            _rectangle(q_THK, each.queries.index_SL),
+            _rectangle(k_TGK, each.keys.index_SL),
+            _rectangle(v_TGV, each.keys.index_SL),
             attn_mask=None if each.mask_SQL is None else each.mask_SQL[:, None],
             is_causal=each.mask_SQL is None,
             scale=scale,
         )
-        parts.append(out_SHQV.transpose(1, 2)[each.queries.valid_SL])
-        tokens.append(each.queries.index_SL[each.queries.valid_SL])
-    out_THV = torch.cat(parts)[torch.argsort(torch.cat(tokens))]
+        parts.append(out_SHQV.transpose(1, 2).flatten(0, 1))
+    out_THV = torch.cat(parts).index_select(0, stream.cells_T)
     # Tokens of no sequence, which fill up a context rank's part, come last.
-    out_THV = F.pad(out_THV, (0, 0, 0, 0, 0, q_THK.shape[0] - out_THV.shape[0]))
+    num_fill = q_THK.shape[0] - out_THV.shape[0]
+    if num_fill > 0:
+        out_THV = F.pad(out_THV, (0, 0, 0, 0, 0, num_fill))
     return out_THV[..., :value_width]
+
+
+def _rectangle(x_THK: Tensor, index_SL: Tensor) -> Tensor:
+    """[S, H, L, K]: the tokens of each cell."""
+    cells = x_THK.index_select(0, index_SL.flatten())
+    return cells.unflatten(0, index_SL.shape).transpose(1, 2)

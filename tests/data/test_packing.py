@@ -124,6 +124,7 @@ def test_no_padding_where_none_is_needed_and_nothing_else_without_rows():
     row = TrainRow(tokens_L=torch.arange(4), loss_mask_L=torch.ones(4, dtype=torch.bool))
     full = build_micro_batch([row], pad_to_multiple=4, pad_token=1)
     assert (full.seq_lengths, full.num_padding) == ((4,), 0)
+    assert full.logprobs_old_T is None  # no row has them
     empty = build_micro_batch([], pad_to_multiple=4, pad_token=1)
     assert (empty.seq_lengths, empty.num_padding) == ((4,), 4)
     assert empty.tokens_T.tolist() == [1] * 4

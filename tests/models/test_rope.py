@@ -61,8 +61,8 @@ def yarn_by_formula(dim: int, *, factor: float, original_max_positions: int) -> 
 def test_two_pairs_by_hand():
     x = torch.tensor([[[1.0, 2.0, 3.0, 4.0]]])
     cos, sin = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]])  # 90 degrees, and none
-    # Pairs (1, 2) and (3, 4): (1, 2) becomes (-2, 1). First members come first.
-    assert rotate(x, cos, sin, interleaved=True).flatten().tolist() == [-2, 3, 1, 4]
+    # Pairs (1, 2) and (3, 4): (1, 2) becomes (-2, 1).
+    assert rotate(x, cos, sin, interleaved=True).flatten().tolist() == [-2, 1, 3, 4]
     # Pairs (1, 3) and (2, 4): (1, 3) becomes (-3, 1).
     assert rotate(x, cos, sin, interleaved=False).flatten().tolist() == [-3, 2, 1, 4]
 

@@ -53,8 +53,10 @@ def weights(step: MegatronStep) -> dict[str, Tensor]:
     return {n: w.detach().clone() for n, w in step.policy.named_parameters()}
 
 
-def loss_and_gradients(step: MegatronStep, loss) -> tuple[float, dict[str, Tensor], int]:
-    outputs = step.accumulate_gradients(BATCH, loss, num_sequences=len(LENGTHS))
+def loss_and_gradients(
+    step: MegatronStep, loss, batch: TrainBatch = BATCH
+) -> tuple[float, dict[str, Tensor], int]:
+    outputs = step.accumulate_gradients(batch, loss, num_sequences=len(LENGTHS))
     gradients = {n: w.main_grad.clone() for n, w in step.policy.named_parameters()}
     return sum(float(out["train/loss"][0]) for out in outputs), gradients, len(outputs)
 
@@ -78,6 +80,20 @@ def test_loss_and_gradients_do_not_depend_on_micro_batches(name, loss, one_rank)
         for name, whole in whole_gradients.items():
             gap = (split_gradients[name] - whole).abs().max()
             assert gap <= 1e-4 * whole.abs().max(), f"{name}: {gap:.1e}"
+
+
+@pytest.mark.parametrize("capacity", [4096, 24])
+def test_before_an_update_its_own_pass_has_the_old_logprobs(capacity, one_rank):
+    capacity_setting = f"parallel.max_tokens_per_microbatch={capacity}"
+    step = build(one_rank, "tiny_v3", capacity_setting, "model.bias_update_rate=0")
+    found = {}
+    for name, old in (("computed", step.logprobs(BATCH)), ("left out", [None] * len(LENGTHS))):
+        rows = zip(BATCH.rows, old, strict=True)
+        batch = TrainBatch(tuple(dataclasses.replace(row, logprobs_old_L=x) for row, x in rows))
+        found[name] = loss_and_gradients(step, LOSSES["grpo"], batch)
+    assert found["computed"][0] == found["left out"][0]
+    for name, expected in found["computed"][1].items():
+        assert torch.equal(found["left out"][1][name], expected), name
 
 
 def test_gradients_do_not_depend_on_a_step_before(one_rank):
