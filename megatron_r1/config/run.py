@@ -219,14 +219,14 @@ def _check_algo(config: RunConfig) -> None:
 
 def _check_monitor(config: RunConfig) -> None:
     """What the monitor is told to watch is there."""
-    monitor, parts = config.monitor, config.reward.weights
+    monitor, parts = config.monitor, config.reward.parts
     needed = [*monitor.learned, monitor.verified] if monitor.learned else []
     missing = [part for part in needed if part not in parts]
     if missing:
         raise ConfigError(
             f"monitor.learned = {monitor.learned} with monitor.verified = {monitor.verified} "
-            f"watches {', '.join(missing)}, which reward.weights = {parts} lacks. Add it there; "
-            "with weight 0 it is scored and not trained on"
+            f"watches {', '.join(missing)}, which reward.weights and reward.mixes lack; they have "
+            f"{', '.join(parts)}. Add it there; with weight 0 it is scored and not trained on"
         )
     if monitor.heldout_prompts > config.data.heldout_problems:
         raise ConfigError(
