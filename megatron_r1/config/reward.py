@@ -70,6 +70,15 @@ class OverlongConfig:
             )
 
 
+class Reads(Enum):
+    """What of a response a reward model is shown."""
+
+    summary = "summary"
+    """What follows the thought; the paper's helpful model (arXiv:2501.12948v2 section 3.1)."""
+    response = "response"
+    """All of it, the thought included; the paper's safety model."""
+
+
 @dataclass(kw_only=True)
 class RewardConfig:
     """Total = sum over parts of weight x value. R1-Zero: accuracy and format, the same weight."""

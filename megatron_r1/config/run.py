@@ -28,6 +28,8 @@ from megatron_r1.config.stage import (
     DpoStageConfig,
     ExamplesConfig,
     R1ZeroConfig,
+    RmHelpfulConfig,
+    RmSafetyConfig,
     StageConfig,
     TinyBaseConfig,
     TinyR1ZeroConfig,
@@ -117,8 +119,10 @@ def _check_objective(config: RunConfig) -> None:
 
 def _check_examples(config: RunConfig, stage: ExamplesConfig) -> None:
     """Files are named, and the longest example fits the model and a micro-batch."""
-    if isinstance(stage, DpoStageConfig) and not stage.pairs:
+    if isinstance(stage, DpoStageConfig | RmHelpfulConfig) and not stage.pairs:
         raise ConfigError("stage.pairs is not set: name a JSONL file, stage.pairs=FILE")
+    if isinstance(stage, RmSafetyConfig) and not stage.responses:
+        raise ConfigError("stage.responses is not set: name a JSONL file, stage.responses=FILE")
     if isinstance(stage, DistillConfig):
         if not stage.samples:
             raise ConfigError("stage.samples is not set: name a JSONL file, stage.samples=FILE")
@@ -137,7 +141,7 @@ def _check_examples(config: RunConfig, stage: ExamplesConfig) -> None:
             f"stage.max_tokens = {stage.max_tokens} exceeds model.max_positions = "
             f"{config.model.max_positions}. Set it to that or less"
         )
-    together = 2 if isinstance(stage, DpoStageConfig) else 1
+    together = 2 if isinstance(stage, DpoStageConfig | RmHelpfulConfig) else 1
     capacity = config.parallel.max_tokens_per_microbatch
     if together * stage.max_tokens > capacity:
         pair = "2 x " if together == 2 else ""

@@ -43,16 +43,19 @@ class Session:
     layout: Layout
     run_dir: Path
 
-    def policy(self, tokenizer: Tokenizer) -> Policy:
+    def policy(self, tokenizer: Tokenizer, head: Head = Head.vocabulary) -> Policy:
         """A policy with weights drawn from the run's seed."""
         tokenizer.check_fits(self.config.model.vocab_size)
-        config = self.config
-        return Policy(config.model, self.layout, config.precision, self.host, seed=config.run.seed)
+        config, seed = self.config, self.config.run.seed
+        return Policy(config.model, self.layout, config.precision, self.host, seed=seed, head=head)
 
     def megatron_step(
         self, tokenizer: Tokenizer, optimizer: OptimizerConfig, *, mtp_loss: float
     ) -> MegatronStep:
         return MegatronStep(self.policy(tokenizer), optimizer, mtp_loss=mtp_loss)
+
+    def value_step(self, tokenizer: Tokenizer, optimizer: OptimizerConfig) -> ValueStep:
+        return ValueStep(self.policy(tokenizer, Head.scalar), optimizer)
 
     def critic(self, config: PpoConfig) -> Critic:
         """The policy's architecture with a scalar head, and an optimizer of its own."""
