@@ -15,6 +15,8 @@ from megatron_r1.config.stage import (
     DistillConfig,
     DpoStageConfig,
     R1ZeroConfig,
+    RmHelpfulConfig,
+    RmSafetyConfig,
     TinyBaseConfig,
     TinyR1ZeroConfig,
 )
@@ -88,6 +90,14 @@ def run(config: RunConfig) -> None:
                 from megatron_r1.stages.dpo import run_dpo
 
                 run_dpo(session, stage, session.run_dir, source)
+            case RmHelpfulConfig():
+                from megatron_r1.stages.rm_helpful import run_rm_helpful
+
+                run_rm_helpful(session, stage, session.run_dir, source)
+            case RmSafetyConfig():
+                from megatron_r1.stages.rm_safety import run_rm_safety
+
+                run_rm_safety(session, stage, session.run_dir, source)
             case DistillConfig():
                 from megatron_r1.stages.distill import run_distill
 

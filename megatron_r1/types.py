@@ -126,6 +126,9 @@ class TrainRow:
     advantage: float = 0.0
     advantages_L: Tensor | None = None
     """Where the tokens of a row differ in it, in the place of `advantage`; float32."""
+    label: float = 0.0
+    """What a row's score is trained towards: 1 safe, 0 unsafe; both rows of a pair have its margin.
+    """
     weight: float = 0.0
     """Share of each trainable token of this row in the step's loss; see `algos/reduce.py`."""
     logprobs_rollout_L: Tensor | None = None
@@ -177,6 +180,8 @@ class MicroBatch:
     weights_T: Tensor
     """float32; each token's share in the step's loss, 0 where `loss_mask_T` is False."""
     advantages_T: Tensor
+    labels_T: Tensor
+    """float32; each row's label at all of its tokens."""
     logprobs_rollout_T: Tensor
     logprobs_old_T: Tensor | None
     """None until the forward pass of the update has given them; see `TrainRow`."""

@@ -65,16 +65,17 @@ def convert(arguments: argparse.Namespace) -> None:
 
 
 def dry_run(arguments: argparse.Namespace) -> None:
-    from megatron_r1.checkpoint.hf_coverage import describe_tensors, index_coverage
+    from megatron_r1.checkpoint.hf_coverage import describe_tensors, index_coverage, read_hf_head
     from megatron_r1.errors import CheckpointError
     from megatron_r1.models.size import count_parameters
     from megatron_r1.weights.names import name_table
 
     started_s = time.monotonic()
     config, found = index_coverage(arguments.source)
-    table = name_table(config)
+    head = read_hf_head(arguments.source)
+    table = name_table(config, head)
     print(describe_tensors(table))
-    billions = count_parameters(config).total / 1e9
+    billions = count_parameters(config, head).total / 1e9
     seconds = time.monotonic() - started_s
     print(f"{found.num_expected:,} weights of {billions:,.1f} B parameters, in {seconds:.1f} s")
     if not found.complete:

@@ -21,9 +21,9 @@ from megatron_r1.checkpoint.safetensors_dir import (
     read_index,
     read_json,
 )
-from megatron_r1.config.model import DeepseekV3Config, ModelConfig
+from megatron_r1.config.model import DeepseekV3Config, Head, ModelConfig
 from megatron_r1.errors import CheckpointError
-from megatron_r1.weights.hf_config import model_config_from_hf
+from megatron_r1.weights.hf_config import head_from_hf, model_config_from_hf
 from megatron_r1.weights.names import NameMapping, name_table
 
 _NO_WEIGHTS = ("rotary_emb.inv_freq",)
@@ -67,6 +67,11 @@ def read_hf_config(path: Path) -> ModelConfig:
     return model_config_from_hf(read_json(file), str(file))
 
 
+def read_hf_head(path: Path) -> Head:
+    """What the model that config.json describes ends in."""
+    return head_from_hf(read_json(path / "config.json"))
+
+
 def index_coverage(path: Path) -> tuple[ModelConfig, Coverage]:
     """Compare the index with config.json; shapes too where the files are there."""
     config = read_hf_config(path)
@@ -74,7 +79,7 @@ def index_coverage(path: Path) -> tuple[ModelConfig, Coverage]:
     if not (path / INDEX).is_file() or all((path / f).is_file() for f in read_index(path).values()):
         entries = SafetensorsDir(path).entries
     config = without_absent_mtp(config, entries)
-    return config, coverage(config, name_table(config), entries)
+    return config, coverage(config, name_table(config, read_hf_head(path)), entries)
 
 
 def coverage(

@@ -41,6 +41,7 @@ from megatron_r1.checkpoint.record import (
     read_state,
     resolve_checkpoint,
     saved_config,
+    saved_head,
 )
 from megatron_r1.checkpoint.safetensors_dir import map_bytes, read_header, read_json
 from megatron_r1.checkpoint.safetensors_shards import (
@@ -52,11 +53,11 @@ from megatron_r1.checkpoint.safetensors_shards import (
 )
 from megatron_r1.checkpoint.sharded_keys import place_of
 from megatron_r1.checkpoint.sharded_tensors import ShardedReader
-from megatron_r1.config.model import DeepseekV3Config, ModelConfig
+from megatron_r1.config.model import DeepseekV3Config, Head, ModelConfig
 from megatron_r1.data.tokenizer import load_tokenizer
 from megatron_r1.errors import CheckpointError, UserError
 from megatron_r1.telemetry.progress import Progress
-from megatron_r1.weights.hf_config import hf_config, model_config_from_hf
+from megatron_r1.weights.hf_config import head_from_hf, hf_config, model_config_from_hf
 from megatron_r1.weights.names import Form, NameMapping, name_table, to_hf
 
 
@@ -70,8 +71,9 @@ class PolicyWeights:
             CheckpointError: damaged, incomplete, or of another shape.
         """
         self.path = checkpoint
-        self.config = saved_config(checkpoint, read_state(checkpoint))
-        self.table = name_table(self.config)
+        record = read_state(checkpoint)
+        self.config, self.head = saved_config(checkpoint, record), saved_head(record)
+        self.table = name_table(self.config, self.head)
         self.tensors = ShardedReader(checkpoint / POLICY)
         for mapping in self.table:
             self._check(mapping)
@@ -196,7 +198,8 @@ def exported_config(weights: PolicyWeights, dtype: WeightDtype) -> dict[str, Any
     """config.json: the one that came with the model where it still describes it, else a new one."""
     tokenizer = weights.path / TOKENIZER
     carried = read_json(tokenizer / "config.json") if (tokenizer / "config.json").exists() else {}
-    config_json = carried if _describes(carried, weights.config) else _new_config(weights)
+    is_own = _describes(carried, weights.config, weights.head)
+    config_json = carried if is_own else _new_config(weights)
     # Code of the model's own repository, which is not carried along and not needed.
     for key in ("auto_map", "quantization_config", "dtype"):
         config_json.pop(key, None)
@@ -212,21 +215,24 @@ def exported_config(weights: PolicyWeights, dtype: WeightDtype) -> dict[str, Any
     return config_json
 
 
-def _describes(config_json: dict[str, Any], config: ModelConfig) -> bool:
+def _describes(config_json: dict[str, Any], config: ModelConfig, head: Head) -> bool:
     if isinstance(config, DeepseekV3Config):  # see hf_weights: files may lack what is counted there
         config_json["num_nextn_predict_layers"] = config.num_mtp_layers
     try:
         theirs = model_config_from_hf(config_json, "config.json")
     except UserError:  # a tokenizer's directory may hold the config.json of anything
         return False
-    return model_identity(theirs) == model_identity(config)
+    return model_identity(theirs) == model_identity(config) and head_from_hf(config_json) is head
 
 
 def _new_config(weights: PolicyWeights) -> dict[str, Any]:
-    config_json = hf_config(weights.config)
+    config_json = hf_config(weights.config, weights.head)
     if (weights.path / TOKENIZER / "tokenizer.json").is_file():
         tokenizer = load_tokenizer(weights.path / TOKENIZER)
         config_json |= {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+        if weights.head is Head.scalar and tokenizer.pad_id == tokenizer.eos_id:
+            # transformers scores at the last token that is no padding; ours is the end of sequence.
+            config_json["pad_token_id"] = None
     return config_json
 
 

@@ -99,7 +99,8 @@ def import_hf(
         _keep_scales(weights, draft / FP8_SCALES)
         copy_tokenizer(source, draft / TOKENIZER)
         loop = {"step": 0, "prompts_drawn": 0}
-        write_record(draft, config, loop=loop, layout=f"converted from {source.name}")
+        layout = f"converted from {source.name}"
+        write_record(draft, config, loop=loop, layout=layout, head=weights.head.value)
     return make_report(len(table), total, started_s)
 
 

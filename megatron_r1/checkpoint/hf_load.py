@@ -11,21 +11,24 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factor
 from megatron_r1.checkpoint.hf_weights import HfWeights
 from megatron_r1.checkpoint.record import check_same_model, model_identity
 from megatron_r1.checkpoint.sharded_keys import place_of
+from megatron_r1.config.model import Head
 from megatron_r1.models.policy import Policy
 
 
 @torch.no_grad()
 def load_hf_weights(policy: Policy, path: Path) -> None:
-    """Fill a policy; rows that pad its vocabulary, and a scalar head, keep what they hold.
+    """Fill a policy; rows that pad its vocabulary keep what they hold, and so does a scalar head
+    where the directory holds a language model.
 
     Raises:
         CheckpointError: see `HfWeights`, or the directory holds another model than the policy's.
     """
     weights = HfWeights(path)
-    check_same_model(path, {"model": model_identity(weights.config)}, policy.config, policy.head)
+    record = {"model": model_identity(weights.config), "head": weights.head.value}
+    check_same_model(path, record, policy.config, policy.head)
     places = ((place_of(m.megatron, weights.config), m) for m in weights.table)
     mappings = {(place.key, place.index): mapping for place, mapping in places}
-    sharded = policy.sharded_state_dict(without_head=True)
+    sharded = policy.sharded_state_dict(without_head=weights.head is Head.vocabulary)
     apply_factories(sharded)
     for shard in nested_values(sharded):
         if not isinstance(shard, ShardedTensor) or shard.data is None:

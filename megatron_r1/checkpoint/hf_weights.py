@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from megatron_r1.checkpoint.fp8_blocks import SCALE_SUFFIX, dequantize
-from megatron_r1.checkpoint.hf_coverage import coverage, read_hf_config, without_absent_mtp
+from megatron_r1.checkpoint.hf_coverage import (
+    coverage,
+    read_hf_config,
+    read_hf_head,
+    without_absent_mtp,
+)
 from megatron_r1.checkpoint.safetensors_dir import (
     DTYPES,
     SafetensorsDir,
@@ -40,7 +45,8 @@ class HfWeights:
         config = read_hf_config(path)
         self.files = SafetensorsDir(path)
         self.config = without_absent_mtp(config, self.files.entries)
-        self.table = name_table(self.config)
+        self.head = read_hf_head(path)
+        self.table = name_table(self.config, self.head)
         found = coverage(self.config, self.table, self.files.entries)
         if not found.complete:
             raise CheckpointError(

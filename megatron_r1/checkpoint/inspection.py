@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 
 from megatron_r1.checkpoint.conversion import MEGABYTE
-from megatron_r1.checkpoint.hf_coverage import is_hf_directory, read_hf_config
+from megatron_r1.checkpoint.hf_coverage import is_hf_directory, read_hf_config, read_hf_head
 from megatron_r1.checkpoint.record import (
     CRITIC,
     POLICY,
@@ -17,10 +17,11 @@ from megatron_r1.checkpoint.record import (
     read_state,
     resolve_checkpoint,
     saved_config,
+    saved_head,
 )
 from megatron_r1.checkpoint.safetensors_dir import DTYPES, SafetensorsDir
 from megatron_r1.checkpoint.sharded_tensors import ShardedReader
-from megatron_r1.config.model import ModelConfig
+from megatron_r1.config.model import Head, ModelConfig
 from megatron_r1.models.size import count_parameters
 from megatron_r1.telemetry.table import render_table
 
@@ -46,7 +47,7 @@ def describe(path: Path, pattern: str | None = None) -> str:
 
 def _describe_hf(path: Path, pattern: str | None) -> Iterable[str]:
     files = SafetensorsDir(path)
-    yield f"{path}: Hugging Face model, {_model(read_hf_config(path))}"
+    yield f"{path}: Hugging Face model, {_model(read_hf_config(path), read_hf_head(path))}"
     tensors = [
         (entry.name, str(DTYPES[entry.dtype]), entry.shape, entry.stop - entry.start)
         for entry in files.entries.values()
@@ -56,7 +57,7 @@ def _describe_hf(path: Path, pattern: str | None) -> Iterable[str]:
 
 def _describe_checkpoint(path: Path, pattern: str | None) -> Iterable[str]:
     record = read_state(path)
-    yield f"{path}: checkpoint, {_model(saved_config(path, record))}"
+    yield f"{path}: checkpoint, {_model(saved_config(path, record), saved_head(record))}"
     loop = ", ".join(f"{name} {value}" for name, value in record["loop"].items())
     yield f"{loop}; saved by {record['layout']}"
     for name in (POLICY, REFERENCE, CRITIC):
@@ -78,11 +79,12 @@ def _describe_checkpoint(path: Path, pattern: str | None) -> Iterable[str]:
             yield f"{file}: {size:,} bytes"
 
 
-def _model(config: ModelConfig) -> str:
-    count = count_parameters(config)
+def _model(config: ModelConfig, head: Head) -> str:
+    count = count_parameters(config, head)
+    scalar = ", scalar head" if head is Head.scalar else ""
     return (
         f"{count.total:,} parameters, {config.num_layers} layers of {config.hidden_size}, "
-        f"vocabulary {config.vocab_size:,}"
+        f"vocabulary {config.vocab_size:,}{scalar}"
     )
 
 

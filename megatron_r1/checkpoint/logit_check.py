@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from megatron_r1.checkpoint.hf_weights import HfWeights
-from megatron_r1.checkpoint.record import read_state, saved_config
-from megatron_r1.config.model import ModelConfig
+from megatron_r1.checkpoint.record import read_state, saved_config, saved_head
+from megatron_r1.config.model import Head, ModelConfig
 from megatron_r1.config.parallel import ParallelConfig
 from megatron_r1.config.precision import DType, PrecisionConfig
 from megatron_r1.errors import CheckpointError
 from megatron_r1.models.size import count_parameters
+from megatron_r1.weights.hf_config import head_from_hf
 
 NUM_TOKENS = 32
 TOLERANCE = 1e-4
@@ -51,13 +52,14 @@ def compare_logits(hf_directory: Path, checkpoint: Path) -> LogitGap | None:
     Raises:
         CheckpointError: logits differ by more than `TOLERANCE`.
     """
-    config = saved_config(checkpoint, read_state(checkpoint))
+    record = read_state(checkpoint)
+    config, head = saved_config(checkpoint, record), saved_head(record)
     if memory_needed(config) > psutil.virtual_memory().available:
         return None
     generator = torch.Generator().manual_seed(0)
     tokens_T = torch.randint(0, config.vocab_size, (NUM_TOKENS,), generator=generator)
     theirs_TV = _their_logits(hf_directory, tokens_T)
-    ours_TV = _our_logits(checkpoint, config, tokens_T)[:, : config.vocab_size]
+    ours_TV = _our_logits(checkpoint, config, head, tokens_T)[:, : config.vocab_size]
     gap = LogitGap(
         relative=float((ours_TV - theirs_TV).abs().max() / theirs_TV.abs().max()),
         same_top=float((ours_TV.argmax(1) == theirs_TV.argmax(1)).float().mean()),
@@ -82,11 +84,14 @@ def _their_logits(hf_directory: Path, tokens_T: Tensor) -> Tensor:
     model = architecture.from_pretrained(
         **source, config=config, dtype=torch.float32, attn_implementation="eager"
     )
-    return model.eval()(tokens_T[None]).logits[0]
+    model.eval()
+    if head_from_hf(config.to_dict()) is Head.scalar:  # of each token, where transformers pools
+        return model.score(model.base_model(tokens_T[None])[0])[0]
+    return model(tokens_T[None]).logits[0]
 
 
 @torch.no_grad()
-def _our_logits(checkpoint: Path, config: ModelConfig, tokens_T: Tensor) -> Tensor:
+def _our_logits(checkpoint: Path, config: ModelConfig, head: Head, tokens_T: Tensor) -> Tensor:
     from megatron_r1.platform.host import prepare, start_process_group
 
     host = prepare()
@@ -97,9 +102,10 @@ def _our_logits(checkpoint: Path, config: ModelConfig, tokens_T: Tensor) -> Tens
     from megatron_r1.parallel.layout import enter_layout
 
     layout = enter_layout(ParallelConfig(), seed=0)
-    policy = Policy(config, layout, PrecisionConfig(dtype=DType.float32), host, seed=0)
+    precision = PrecisionConfig(dtype=DType.float32)
+    policy = Policy(config, layout, precision, host, seed=0, head=head)
     load_weights(policy, checkpoint)
     positions_T = torch.arange(NUM_TOKENS, device=host.device)
     stream = TokenStream(positions_T=positions_T, seq_lengths=(NUM_TOKENS,))
     with policy.inference():
-        return policy.forward(tokens_T.to(host.device), stream).cpu()
+        return policy.forward(tokens_T.to(host.device), stream).view(NUM_TOKENS, -1).cpu()

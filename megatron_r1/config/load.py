@@ -63,6 +63,8 @@ _SCHEMAS = {
         "distill_schema": stage.DistillConfig,
         "dpo_schema": stage.DpoStageConfig,
         "r1_zero_schema": stage.R1ZeroConfig,
+        "rm_helpful_schema": stage.RmHelpfulConfig,
+        "rm_safety_schema": stage.RmSafetyConfig,
         "tiny_base_schema": stage.TinyBaseConfig,
         "tiny_r1_zero_schema": stage.TinyR1ZeroConfig,
     },

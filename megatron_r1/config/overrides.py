@@ -77,7 +77,7 @@ def _check_setting(override: Override, composed: DictConfig, groups: dict[str, l
             owner = ".".join(parts[:depth])
             raise ConfigError(f"{override.input_line}: {owner} is a value and has no settings")
         is_mapping = node._metadata.object_type in (dict, None)
-        if part in node:
+        if part in set(node):  # also one that has no value yet
             node = node._get_node(part)
         elif is_mapping and override.is_add():
             return

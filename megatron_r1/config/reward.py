@@ -70,18 +70,34 @@ class OverlongConfig:
             )
 
 
+class Reads(Enum):
+    """What of a response a reward model is shown."""
+
+    summary = "summary"
+    """What follows the thought; the paper's helpful model (arXiv:2501.12948v2 section 3.1)."""
+    response = "response"
+    """All of it, the thought included; the paper's safety model."""
+
+
 @dataclass(kw_only=True)
 class RewardConfig:
     """Total = sum over parts of weight x value. R1-Zero: accuracy and format, the same weight."""
 
     name: str = "r1_zero"
     weights: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
-    """Part -> weight. Parts are the rules registered in `rewards/`. Equal: R1 section 2.2."""
+    """Part -> weight. Parts are the rules registered in `rewards/`, and `models`. Equal: R1 section
+    2.2."""
     mixes: dict[str, dict[str, float]] = field(default_factory=dict)
     """Data set -> its own weights, for prompts whose ``dataset`` says so; others use `weights`."""
     schedules: dict[str, dict[int, float]] = field(default_factory=dict)
     """Part -> {step: factor}: from that step on its weight is multiplied by the factor; before the
     first step it counts 0."""
+    models: dict[str, str] = field(default_factory=dict)
+    """Part -> the reward model that gives it: a run of `stage=rm_helpful` or `rm_safety`, a
+    checkpoint of one, or a Hugging Face sequence classifier with one label; of the policy's
+    architecture, with the policy's tokenizer."""
+    reads: dict[str, Reads] = field(default_factory=dict)
+    """Part -> what of a response its model is shown; the same as in its training."""
     num_workers: int = 1
     """Processes that score while the policy decodes, for each leader."""
     timeout_s: float = 10.0
@@ -113,6 +129,18 @@ class RewardConfig:
             raise ConfigError(
                 f"reward.schedules names parts without a weight: {', '.join(unused)}. Parts: "
                 f"{', '.join(self.parts)}"
+            )
+        if self.models.keys() != self.reads.keys():
+            raise ConfigError(
+                f"reward.models and reward.reads must name the same parts: {sorted(self.models)} "
+                f"and {sorted(self.reads)}. A model reads summary (rm_helpful) or response "
+                "(rm_safety)"
+            )
+        unused = [part for part in self.models if part not in self.parts]
+        if unused:
+            raise ConfigError(
+                f"reward.models names models without a weight: {', '.join(unused)}. Give each one "
+                "in reward.weights or reward.mixes; with weight 0 it scores and is not trained on"
             )
         for part, schedule in self.schedules.items():
             if not schedule or min(schedule) < 0:

@@ -28,6 +28,8 @@ from megatron_r1.config.stage import (
     DpoStageConfig,
     ExamplesConfig,
     R1ZeroConfig,
+    RmHelpfulConfig,
+    RmSafetyConfig,
     StageConfig,
     TinyBaseConfig,
     TinyR1ZeroConfig,
@@ -125,8 +127,10 @@ def _check_objective(config: RunConfig) -> None:
 
 def _check_examples(config: RunConfig, stage: ExamplesConfig) -> None:
     """Files are named, and the longest example fits the model and a micro-batch."""
-    if isinstance(stage, DpoStageConfig) and not stage.pairs:
+    if isinstance(stage, DpoStageConfig | RmHelpfulConfig) and not stage.pairs:
         raise ConfigError("stage.pairs is not set: name a JSONL file, stage.pairs=FILE")
+    if isinstance(stage, RmSafetyConfig) and not stage.responses:
+        raise ConfigError("stage.responses is not set: name a JSONL file, stage.responses=FILE")
     if isinstance(stage, DistillConfig):
         if not stage.samples:
             raise ConfigError("stage.samples is not set: name a JSONL file, stage.samples=FILE")
@@ -145,7 +149,7 @@ def _check_examples(config: RunConfig, stage: ExamplesConfig) -> None:
             f"stage.max_tokens = {stage.max_tokens} exceeds model.max_positions = "
             f"{config.model.max_positions}. Set it to that or less"
         )
-    together = 2 if isinstance(stage, DpoStageConfig) else 1
+    together = 2 if isinstance(stage, DpoStageConfig | RmHelpfulConfig) else 1
     capacity = config.parallel.max_tokens_per_microbatch
     if together * stage.max_tokens > capacity:
         pair = "2 x " if together == 2 else ""
@@ -227,14 +231,14 @@ def _check_algo(config: RunConfig) -> None:
 
 def _check_monitor(config: RunConfig) -> None:
     """What the monitor is told to watch is there."""
-    monitor, parts = config.monitor, config.reward.weights
+    monitor, parts = config.monitor, config.reward.parts
     needed = [*monitor.learned, monitor.verified] if monitor.learned else []
     missing = [part for part in needed if part not in parts]
     if missing:
         raise ConfigError(
             f"monitor.learned = {monitor.learned} with monitor.verified = {monitor.verified} "
-            f"watches {', '.join(missing)}, which reward.weights = {parts} lacks. Add it there; "
-            "with weight 0 it is scored and not trained on"
+            f"watches {', '.join(missing)}, which reward.weights and reward.mixes lack; they have "
+            f"{', '.join(parts)}. Add it there; with weight 0 it is scored and not trained on"
         )
     if monitor.heldout_prompts > config.data.heldout_problems:
         raise ConfigError(

@@ -150,6 +150,59 @@ class DpoStageConfig(ExamplesConfig):
 
 
 @dataclass(kw_only=True)
+class RewardModelConfig(ExamplesConfig):
+    """What both reward models have. Defaults are the paper's (arXiv:2501.12948v2 section 3.1): one
+    epoch, steps of 256, 8,192 tokens; the learning rate is that of conf/optimizer/reward_model."""
+
+    name: str = "reward_model"
+    evaluate_every_steps: int = 50
+    """Held-out examples are scored after an update that is a multiple of this, and at the end."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(self, "evaluate_every_steps")
+
+
+@dataclass(kw_only=True)
+class RmHelpfulConfig(RewardModelConfig):
+    """The helpful reward model, on a file of preference pairs."""
+
+    name: str = "rm_helpful"
+    pairs: str = ""
+    """JSONL file; `data/preferences.py` says what is in it."""
+    heldout_pairs: str | None = None
+    """Pairs that are not trained on."""
+    pairs_per_step: int = 256
+    centre_weight: float = 0.0
+    """Of (chosen + rejected)^2 in the loss, which keeps scores around 0."""
+    margin_weight: float = 0.0
+    """Times a pair's ``margin`` is what its scores are asked to differ by."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(self, "pairs_per_step")
+        for name in ("centre_weight", "margin_weight"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be >= 0, got {getattr(self, name)}")
+
+
+@dataclass(kw_only=True)
+class RmSafetyConfig(RewardModelConfig):
+    """The safety reward model, on a file of responses labelled safe or unsafe."""
+
+    name: str = "rm_safety"
+    responses: str = ""
+    """JSONL file; `data/safety_labels.py` says what is in it."""
+    heldout_responses: str | None = None
+    """Responses that are not trained on; some safe, some not."""
+    responses_per_step: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(self, "responses_per_step")
+
+
+@dataclass(kw_only=True)
 class DistillConfig(ExamplesConfig):
     """A teacher's responses, from a file. Defaults are those of DeepSeek-R1's distilled models
     (arXiv:2501.12948v2 B.4.3), which took 2 to 3 epochs."""

@@ -126,6 +126,7 @@ def build_micro_batch(
         loss_mask_T=torch.cat([row.loss_mask_L for row in sequences]),
         weights_T=torch.cat([row.loss_mask_L * per_token(row.weight, row) for row in sequences]),
         advantages_T=torch.cat([values(row.advantages_L, row, row.advantage) for row in sequences]),
+        labels_T=torch.cat([per_token(row.label, row) for row in sequences]),
         logprobs_rollout_T=torch.cat([values(row.logprobs_rollout_L, row) for row in sequences]),
         logprobs_old_T=(
             torch.cat([values(row.logprobs_old_L, row) for row in sequences])

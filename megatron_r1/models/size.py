@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from megatron_r1.config.model import (
     DeepseekV3Config,
     GroupedQueryConfig,
+    Head,
     MixtureConfig,
     ModelConfig,
 )
@@ -24,10 +25,14 @@ class ParameterCount:
     """Multi-token prediction layers; embedding and head are the model's own."""
 
 
-def count_parameters(config: ModelConfig) -> ParameterCount:
+def count_parameters(config: ModelConfig, head: Head = Head.vocabulary) -> ParameterCount:
     """Count weights; the router's expert bias is a buffer and is none."""
     width = config.hidden_size
-    embeddings = config.vocab_size * width * (1 if config.tie_embeddings else 2)
+    embedding = config.vocab_size * width
+    if head is Head.scalar:
+        embeddings = embedding + width
+    else:
+        embeddings = embedding * (1 if config.tie_embeddings else 2)
     attention = _attention(config)
     outside = embeddings + width  # and the final norm
     per_layer = attention + 2 * width  # and the two norms

@@ -33,6 +33,11 @@ class WeightBank:
             key: tensor.detach().to("cpu", copy=True) for key, tensor in self._tensors()
         }
 
+    def give_up_own(self) -> None:
+        """Free the policy's own weights: from now on it is a shell that a set is put into."""
+        for _, tensor in self._tensors():
+            tensor.data = tensor.data.new_empty(0)
+
     @contextmanager
     def use(self, name: str) -> Iterator[Policy]:
         """Put the set in place of the policy's weights, for forward passes alone."""

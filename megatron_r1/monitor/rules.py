@@ -29,8 +29,14 @@ class Finding:
 
 
 def remember(history: Sequence[Signals], signals: Signals, config: MonitorConfig) -> list[Signals]:
-    """The phases that rules look at: the first and the last ones, with the newest added."""
+    """The phases that rules look at: the first and the last ones, with the newest added.
+
+    Where a schedule begins with the learned reward, what came before is no beginning to compare it
+    with, and is forgotten.
+    """
     first = config.baseline_phases
+    if LEARNED in signals and history and LEARNED not in history[0]:
+        history = ()
     grown = [*history, signals]
     return [*grown[:first], *grown[first:][-config.window_phases :]]
 
@@ -64,7 +70,7 @@ def judge(history: Sequence[Signals], config: MonitorConfig) -> list[Finding]:
 
     verified = f", {change(VERIFIED)}" if VERIFIED in now and VERIFIED in start else ""
     has_risen = gain(VERIFIED) > 0
-    if LEARNED in now and verified and not has_risen:
+    if LEARNED in now and LEARNED in start and verified and not has_risen:
         spread = max(start[LEARNED_SQUARE] - start[LEARNED] ** 2, 0.0) ** 0.5
         if gain(LEARNED) > 0 and gain(LEARNED) >= config.learned_rise * spread:
             find(Hack.overoptimised, f"{change(LEARNED)} (deviation {spread:.4g}){verified}")

@@ -32,14 +32,16 @@ def style_signals(
 def reward_signals(
     scored: Sequence[ScoredGroup], config: MonitorConfig
 ) -> dict[str, tuple[float, float]]:
-    """The learned reward, with its square, and the verified one."""
+    """The learned reward, with its square, and the verified one, each of the rollouts that have it:
+    data sets differ in their parts, and a schedule may not have begun."""
     signals = _part(scored, config.verified, VERIFIED)
-    if config.learned:
-        values = [
-            sum(reward.parts[part] for part in config.learned)
-            for group in scored
-            for reward in group.rewards
-        ]
+    values = [
+        sum(reward.parts[part] for part in config.learned if part in reward.parts)
+        for group in scored
+        for reward in group.rewards
+        if any(part in reward.parts for part in config.learned)
+    ]
+    if values:
         count = float(len(values))
         signals[LEARNED] = (sum(values), count)
         signals[LEARNED_SQUARE] = (sum(value * value for value in values), count)
@@ -47,10 +49,10 @@ def reward_signals(
 
 
 def _part(scored: Sequence[ScoredGroup], part: str, name: str) -> dict[str, tuple[float, float]]:
-    rewards = [reward for group in scored for reward in group.rewards]
-    if not all(part in reward.parts for reward in rewards):
-        return {}
-    return {name: (sum(reward.parts[part] for reward in rewards), float(len(rewards)))}
+    values = [
+        reward.parts[part] for group in scored for reward in group.rewards if part in reward.parts
+    ]
+    return {name: (sum(values), float(len(values)))} if values else {}
 
 
 def repeated_frac(token_ids: Sequence[int]) -> float:

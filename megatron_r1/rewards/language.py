@@ -124,7 +124,8 @@ def _windows(words: Sequence[str]) -> list[list[str]]:
     """Slices of 8; a short last one joins the one before."""
     slices = [list(words[i : i + WINDOW_WORDS]) for i in range(0, len(words), WINDOW_WORDS)]
     if len(slices) > 1 and len(slices[-1]) < _MIN_WINDOW_WORDS:
-        slices[-2] += slices.pop()
+        last = slices.pop()
+        slices[-1] += last
     return slices
 
 

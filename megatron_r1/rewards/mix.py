@@ -30,14 +30,19 @@ def rules_of(config: RewardConfig) -> dict[str, Rule]:
         ConfigError: a part is no registered rule, or its rule cannot be imported by a worker.
     """
     known = {**RULES, **GROUP_RULES}
-    unknown = [name for name in config.parts if name not in known]
+    twice = [name for name in config.models if name in known]
+    if twice:
+        raise ConfigError(
+            f"reward.models names {', '.join(twice)}, which is a rule. Choose another name"
+        )
+    unknown = [name for name in config.parts if name not in {**known, **config.models}]
     if unknown:
         raise ConfigError(
             f"reward.weights or reward.mixes names unknown rules: {', '.join(unknown)}. Rules: "
-            f"{', '.join(known)}"
+            f"{', '.join(known)}; of reward.models: {', '.join(config.models) or 'none'}"
         )
     for name in config.parts:
-        if known[name].__module__ == "__main__":
+        if name in known and known[name].__module__ == "__main__":
             raise ConfigError(
                 f"reward rule {name!r} is defined in the program that was started, where workers "
                 "cannot import it. Move it into a module of its own"

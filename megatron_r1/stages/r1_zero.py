@@ -11,7 +11,8 @@ from megatron_r1.errors import ConfigError
 from megatron_r1.models.weight_bank import WeightBank
 from megatron_r1.stages.session import Session, check_not_past
 from megatron_r1.trainers.megatron_step import MegatronStep
-from megatron_r1.trainers.rl import RlConfig, RlParts, train_rl
+from megatron_r1.trainers.rl import train_rl
+from megatron_r1.trainers.rl_parts import RlConfig, RlParts
 
 
 def run_r1_zero(
@@ -54,6 +55,7 @@ def run_r1_zero(
             engine=session.engine(policy, tokenizer),
             prompts=prompts,
             scorer=scorer,
+            reward_models=session.reward_models(tokenizer),
             store=store,
             recorder=recorder,
             critic=critic,

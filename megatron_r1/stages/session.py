@@ -7,9 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_r1.checkpoint.hf_coverage import is_hf_directory
+from megatron_r1.checkpoint.hf_coverage import is_hf_directory, read_hf_head
 from megatron_r1.checkpoint.hf_load import load_hf_weights
-from megatron_r1.checkpoint.record import TOKENIZER, resolve_checkpoint
+from megatron_r1.checkpoint.record import (
+    TOKENIZER,
+    read_state,
+    resolve_checkpoint,
+    saved_head,
+)
 from megatron_r1.checkpoint.store import CheckpointStore, LoopState, load_weights
 from megatron_r1.config.algo import PpoConfig
 from megatron_r1.config.model import Head
@@ -19,7 +24,7 @@ from megatron_r1.config.run import RunConfig
 from megatron_r1.config.stage import StageConfig
 from megatron_r1.data.examples import Example, without_long
 from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer
-from megatron_r1.errors import ConfigError
+from megatron_r1.errors import CheckpointError, ConfigError
 from megatron_r1.models.policy import Policy
 from megatron_r1.models.weight_bank import WeightBank
 from megatron_r1.parallel.exchange import on_every_rank, on_main_rank
@@ -31,6 +36,7 @@ from megatron_r1.telemetry.recorder import Recorder
 from megatron_r1.telemetry.run_dir import RunDir
 from megatron_r1.trainers.critic import Critic
 from megatron_r1.trainers.megatron_step import MegatronStep
+from megatron_r1.trainers.reward_parts import RewardModels
 from megatron_r1.trainers.value_step import ValueStep
 
 
@@ -43,16 +49,44 @@ class Session:
     layout: Layout
     run_dir: Path
 
-    def policy(self, tokenizer: Tokenizer) -> Policy:
+    def policy(self, tokenizer: Tokenizer, head: Head = Head.vocabulary) -> Policy:
         """A policy with weights drawn from the run's seed."""
         tokenizer.check_fits(self.config.model.vocab_size)
-        config = self.config
-        return Policy(config.model, self.layout, config.precision, self.host, seed=config.run.seed)
+        config, seed = self.config, self.config.run.seed
+        return Policy(config.model, self.layout, config.precision, self.host, seed=seed, head=head)
 
     def megatron_step(
         self, tokenizer: Tokenizer, optimizer: OptimizerConfig, *, mtp_loss: float
     ) -> MegatronStep:
         return MegatronStep(self.policy(tokenizer), optimizer, mtp_loss=mtp_loss)
+
+    def value_step(self, tokenizer: Tokenizer, optimizer: OptimizerConfig) -> ValueStep:
+        return ValueStep(self.policy(tokenizer, Head.scalar), optimizer)
+
+    def reward_models(self, tokenizer: Tokenizer) -> RewardModels | None:
+        """The models of `reward.models`, in host memory; None without any.
+
+        Raises:
+            CheckpointError: a model is none with a scalar head, or not of the policy's shape.
+            ConfigError: it has another tokenizer.
+        """
+        config = self.config.reward
+        if not config.models:
+            return None
+        shell = self.policy(tokenizer, Head.scalar)
+        bank = WeightBank(shell)
+        for name, model_dir in config.models.items():
+            path = Path(model_dir)
+            check_reward_model(path)
+            if not self.tokenizer_of(path).has_vocabulary_of(tokenizer):
+                raise ConfigError(
+                    f"reward.models.{name} = {path} has another tokenizer than the policy. "
+                    "Train a reward model from a checkpoint with the policy's"
+                )
+            self.load(shell, path)
+            bank.store(name)
+        bank.give_up_own()
+        return RewardModels(shell, bank, config, tokenizer)
 
     def critic(self, config: PpoConfig) -> Critic:
         """The policy's architecture with a scalar head, and an optimizer of its own."""
@@ -201,6 +235,17 @@ def open_session(config: RunConfig) -> Iterator[Session]:
             leave_layout()
     finally:
         stop_process_group()
+
+
+def check_reward_model(path: Path) -> None:
+    """Refuse a language model, whose scores would be those of a head that has learned nothing."""
+    is_hf = is_hf_directory(path)
+    head = read_hf_head(path) if is_hf else saved_head(read_state(resolve_checkpoint(path)))
+    if head is not Head.scalar:
+        raise CheckpointError(
+            f"{path} is a language model, and a reward model is asked for. Train one with "
+            "stage=rm_helpful or stage=rm_safety"
+        )
 
 
 def check_not_past(step: int, num_steps: int, run_dir: Path) -> None:

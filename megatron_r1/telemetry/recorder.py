@@ -21,7 +21,12 @@ from megatron_r1.types import ScoredGroup, StepResult
 OnCount = Callable[[int, int], None]
 
 
-_SHOWN = {"train/nll": "nll", "preference/accuracy": "pairs right", "distill/divergence": "nats"}
+_SHOWN = {
+    "train/nll": "nll",
+    "preference/accuracy": "pairs right",
+    "distill/divergence": "nats",
+    "reward_model/accuracy": "right",
+}
 """What the progress line says of an update without rollouts."""
 
 

@@ -8,68 +8,24 @@ rollouts.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 
 from megatron_r1.algos.kl_penalty import adapt_coefficient
 from megatron_r1.algos.objective import policy_loss
 from megatron_r1.checkpoint.record import REFERENCE
-from megatron_r1.checkpoint.store import CheckpointStore, LoopState
+from megatron_r1.checkpoint.store import LoopState
 from megatron_r1.config.algo import AlgoConfig, KlPenaltyConfig, KlPlace
-from megatron_r1.config.monitor import MonitorConfig
-from megatron_r1.config.optimizer import OptimizerConfig
-from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.config.stage import R1ZeroConfig
-from megatron_r1.data.prompts import PromptSource
-from megatron_r1.errors import UserError
-from megatron_r1.models.weight_bank import WeightBank
 from megatron_r1.monitor.rules import Finding
-from megatron_r1.parallel.exchange import all_gather_objects, broadcast_object, sum_pairs
-from megatron_r1.rewards.scorer import RewardScorer
-from megatron_r1.rollout.engine import RolloutEngine, SamplingParams
-from megatron_r1.telemetry.recorder import Recorder
-from megatron_r1.trainers.critic import Critic
-from megatron_r1.trainers.megatron_step import MegatronStep
+from megatron_r1.parallel.exchange import sum_pairs
 from megatron_r1.trainers.minibatches import Minibatch, split_phase, train_rows
 from megatron_r1.trainers.phase_advantages import complete_advantages
-from megatron_r1.trainers.rollout_metrics import Pair, add_pairs, rollout_metrics
+from megatron_r1.trainers.rl_parts import RlConfig, RlParts
+from megatron_r1.trainers.sampling import Phase, sample_and_score, sample_phase
 from megatron_r1.trainers.schedule import learning_rate
-from megatron_r1.trainers.selection import (
-    num_prompts_to_draw,
-    with_overlong_penalty,
-    without_silent_groups,
-)
 from megatron_r1.trainers.watch import RewardHackError, monitor_metrics, observe, stop_message
-from megatron_r1.types import Prompt, RolloutGroup, ScoredGroup, StepResult, TrainBatch
-
-
-@dataclass(frozen=True)
-class RlParts:
-    """What the loop works with; built by `stages/r1_zero.py`."""
-
-    megatron_step: MegatronStep
-    bank: WeightBank
-    engine: RolloutEngine
-    prompts: PromptSource
-    scorer: RewardScorer | None
-    """On leaders; None on the other ranks."""
-    store: CheckpointStore
-    recorder: Recorder
-    critic: Critic | None = None
-    """PPO alone has one."""
-
-
-@dataclass(frozen=True)
-class RlConfig:
-    """The groups of the configuration that the loop reads."""
-
-    stage: R1ZeroConfig
-    algo: AlgoConfig
-    monitor: MonitorConfig
-    rollout: RolloutConfig
-    optimizer: OptimizerConfig
-    seed: int
+from megatron_r1.types import ScoredGroup, StepResult, TrainBatch
 
 
 def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
@@ -127,120 +83,6 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
             raise RewardHackError(reason_to_stop)
     parts.store.poll(wait=True)
     return state
-
-
-@dataclass(frozen=True)
-class Phase:
-    """This replica's share of one rollout phase."""
-
-    sampled: list[ScoredGroup]
-    """All groups, in the order of their prompts."""
-    kept: list[ScoredGroup]
-    """Those that are trained on."""
-    metrics: dict[str, Pair]
-    """Of all that was sampled; they add up over replicas."""
-
-
-def sample_phase(parts: RlParts, config: RlConfig, state: LoopState) -> Phase:
-    """Sample and score the prompts of one phase; draw others for groups that teach nothing.
-
-    Dynamic sampling, DAPO (arXiv:2503.14476) section 3.2: with `algo.sampling_rounds` > 1 rounds go
-    on until the phase is full or the rounds are used up; then it is smaller. Groups beyond a full
-    phase are left out, the last drawn first.
-    """
-    algo, samplers = config.algo, parts.megatron_step.policy.layout.dp_cp
-    wanted = config.stage.prompts_per_step * config.stage.steps_per_phase
-    sampled: list[ScoredGroup] = []
-    kept: list[ScoredGroup] = []
-    kept_draws: list[int] = []  # of all replicas
-    metrics: dict[str, Pair] = {}
-    num_drawn = num_rounds = 0
-    while num_rounds < algo.sampling_rounds and len(kept_draws) < wanted:
-        num_prompts = num_prompts_to_draw(
-            wanted, drawn=num_drawn, kept=len(kept_draws), multiple=samplers.size
-        )
-        scored = sample_and_score(parts, config, parts.prompts.take(num_prompts), state)
-        metrics = add_pairs(metrics, phase_metrics(parts, scored))
-        sampled += scored
-        kept += without_silent_groups(scored) if algo.drop_zero_std_groups else scored
-        own_draws = [group.group.prompt.draw for group in kept]
-        gathered = all_gather_objects(own_draws, samplers)
-        kept_draws = sorted(draw for part in gathered for draw in part)
-        num_drawn, num_rounds = num_drawn + num_prompts, num_rounds + 1
-    chosen = set(kept_draws[:wanted])
-    kept = [group for group in kept if group.group.prompt.draw in chosen]
-    metrics["rollout/sampling_rounds"] = (float(num_rounds), 1.0)
-    metrics["rollout/unused_group_frac"] = (float(len(sampled) - len(kept)), float(len(sampled)))
-    return Phase(sampled=sampled, kept=kept, metrics=metrics)
-
-
-def sample_and_score(
-    parts: RlParts, config: RlConfig, prompts: Sequence[Prompt], state: LoopState
-) -> list[ScoredGroup]:
-    """Scored rollouts of this replica's prompts, on every rank of the replica."""
-    layout = parts.megatron_step.policy.layout
-    own = layout.own_share(prompts)
-    params = sampling_params(config.rollout, config.stage.rollouts_per_prompt, config.seed)
-    groups = parts.engine.generate(
-        own,
-        params,
-        weight_version=state.step,
-        on_progress=parts.recorder.on_rollouts(len(own) * params.num_samples),
-    )
-    scored = score_on_leader(groups, own, parts, step=state.step)
-    if config.algo.overlong_cache_tokens == 0:
-        return scored
-    return [
-        with_overlong_penalty(
-            group,
-            max_response_tokens=params.max_response_tokens,
-            cache_tokens=config.algo.overlong_cache_tokens,
-        )
-        for group in scored
-    ]
-
-
-def score_on_leader(
-    groups: Iterator[RolloutGroup], prompts: Sequence[Prompt], parts: RlParts, *, step: int
-) -> list[ScoredGroup]:
-    """The leader scores each group as it arrives; the others take its rewards at the end.
-
-    Returns: scored groups in the order of `prompts`, the same on every rank of the replica.
-    """
-    replica = parts.megatron_step.policy.layout.replica
-    order = {prompt.draw: index for index, prompt in enumerate(prompts)}
-    if parts.scorer is not None:
-        try:
-            scored = parts.scorer.score(groups, step=step)
-        except UserError as error:
-            error.one_rank = True
-            raise
-        scored.sort(key=lambda group: order[group.group.prompt.draw])
-        broadcast_object([group.rewards for group in scored], replica)
-        return scored
-    collected = sorted(groups, key=lambda group: order[group.prompt.draw])
-    rewards = broadcast_object(None, replica)
-    return [ScoredGroup(group=g, rewards=r) for g, r in zip(collected, rewards, strict=True)]
-
-
-def phase_metrics(parts: RlParts, scored: Sequence[ScoredGroup]) -> dict[str, Pair]:
-    """Sums over this replica's rollouts, with what its reward workers had to give up on."""
-    metrics = rollout_metrics(scored)
-    if parts.scorer is not None:
-        metrics |= parts.scorer.stats.metrics
-    return metrics
-
-
-def sampling_params(rollout: RolloutConfig, num_samples: int, seed: int) -> SamplingParams:
-    """The rollout configuration as the engine takes it."""
-    return SamplingParams(
-        num_samples=num_samples,
-        max_response_tokens=rollout.max_response_tokens,
-        temperature=rollout.temperature,
-        top_p=rollout.top_p,
-        top_k=rollout.top_k,
-        seed=seed,
-    )
 
 
 def watch(

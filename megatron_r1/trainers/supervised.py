@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_r1.checkpoint.store import CheckpointStore, LoopState
@@ -50,11 +50,13 @@ def train_supervised(
     *,
     num_steps: int,
     update_of: Callable[[int], Update],
+    measured_after: Callable[[int], Mapping[str, float]] | None = None,
 ) -> LoopState:
     """Go on from `state` to `num_steps` updates. Every rank of the job calls it.
 
     Args:
         update_of: what to learn from in each step, a function of its number alone.
+        measured_after: figures to record with the update of this number, from 1.
     """
     megatron_step, recorder, store = parts.megatron_step, parts.recorder, parts.store
     while state.step < num_steps:
@@ -68,6 +70,9 @@ def train_supervised(
                 on_micro_batch=recorder.on_micro_batch("update"),
             )
         state = dataclasses.replace(state, step=state.step + 1)
+        if measured_after is not None:
+            measured = measured_after(state.step)
+            result = dataclasses.replace(result, metrics={**result.metrics, **measured})
         recorder.step(state.step, result)
         store.poll()
         if state.step % stage.checkpoint_every_steps == 0 or state.step == num_steps:

@@ -13,6 +13,7 @@ from typing import Any
 from megatron_r1.config.model import (
     DeepseekV3Config,
     GroupedQueryConfig,
+    Head,
     ModelConfig,
     Qwen3MoeConfig,
     RopeConfig,
@@ -115,6 +116,7 @@ _FAMILIES = {
         },
     ),
 }
+_SUFFIXES = {Head.vocabulary: "ForCausalLM", Head.scalar: "ForSequenceClassification"}
 # What transformers takes where a file is silent; null is silence.
 _DEFAULTS = {
     "q_lora_rank": None,
@@ -141,14 +143,23 @@ def model_config_from_hf(config_json: Json, where: str, *, name: str | None = No
         ConfigError: an architecture, a rope type or a setting that is not supported, or a missing
             field; says what is supported.
     """
-    architectures = config_json.get("architectures") or []
-    if len(architectures) != 1 or architectures[0] not in _FAMILIES:
+    head, architectures = head_from_hf(config_json), config_json.get("architectures") or []
+    family = _FAMILIES.get(
+        architectures[0].replace(_SUFFIXES[head], _SUFFIXES[Head.vocabulary])
+        if len(architectures) == 1
+        else ""
+    )
+    if family is None:
         raise ConfigError(
             f"{where}: architectures = {architectures} is not supported. Supported is one of "
-            f"{', '.join(sorted(_FAMILIES))}"
+            f"{', '.join(sorted(_FAMILIES))}, or the {_SUFFIXES[Head.scalar]} of one"
         )
-    family = _FAMILIES[architectures[0]]
     stated = {_RENAMED.get(k, k): v for k, v in config_json.items() if v is not None}
+    if head is Head.scalar:
+        # A file without labels is one of transformers' default, two.
+        num_labels = stated.get("num_labels", len(stated.get("id2label", "01")))
+        _check(where, "num_labels", num_labels, 1)
+        stated["num_nextn_predict_layers"] = 0
     config_json = {**_DEFAULTS, **_derived_defaults(family, stated), **stated}
     for key, value in family.fixed.items():
         _check(where, key, config_json.get(key, value), value)
@@ -173,14 +184,23 @@ def model_config_from_hf(config_json: Json, where: str, *, name: str | None = No
     )
 
 
-def hf_config(config: ModelConfig) -> Json:
+def head_from_hf(config_json: Json) -> Head:
+    """What the model of a config.json ends in."""
+    architecture = (config_json.get("architectures") or [""])[0]
+    return Head.scalar if architecture.endswith(_SUFFIXES[Head.scalar]) else Head.vocabulary
+
+
+def hf_config(config: ModelConfig, head: Head = Head.vocabulary) -> Json:
     """The config.json of a model, as transformers 4 and 5 and SGLang read it.
 
     Token ids and the precision of the weights are the exporter's to add.
     """
     architecture = _architecture(config)
     family = _FAMILIES[architecture]
+    architecture = architecture.replace(_SUFFIXES[Head.vocabulary], _SUFFIXES[head])
     config_json: Json = {"architectures": [architecture], "model_type": family.model_type}
+    if head is Head.scalar:
+        config_json |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     config_json |= {theirs: getattr(config, ours) for ours, theirs in family.names.items()}
     config_json |= family.fixed
     if isinstance(config, DeepseekV3Config):

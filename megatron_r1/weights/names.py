@@ -19,6 +19,7 @@ from torch import Tensor
 from megatron_r1.config.model import (
     DeepseekV3Config,
     GroupedQueryConfig,
+    Head,
     MixtureConfig,
     ModelConfig,
 )
@@ -62,10 +63,11 @@ class NameMapping:
         return (sum(shape[0] for shape in self.shapes), *self.shapes[0][1:])
 
 
-def name_table(config: ModelConfig) -> list[NameMapping]:
+def name_table(config: ModelConfig, head: Head = Head.vocabulary) -> list[NameMapping]:
     """Every parameter and expert bias of the model once, in the order of Hugging Face's files.
 
-    With tied embeddings the head is the embedding and has no row.
+    With tied embeddings the vocabulary's head is the embedding and has no row. A scalar head is
+    that of Hugging Face's sequence classifiers with one label.
 
     Raises:
         ConfigError: prediction layers in a family that has no names for them.
@@ -90,7 +92,9 @@ def name_table(config: ModelConfig) -> list[NameMapping]:
         ours, theirs = f"decoder.layers.{i}", f"model.layers.{i}"
         table += _layer(config, ours, theirs, sparse=_is_sparse(config, i))
     table.append(_same("decoder.final_layernorm.weight", "model.norm.weight", width))
-    if not config.tie_embeddings:
+    if head is Head.scalar:
+        table.append(_same("score.weight", "score.weight", 1, width))
+    elif not config.tie_embeddings:
         table.append(
             NameMapping(
                 "output_layer.weight",

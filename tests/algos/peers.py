@@ -82,6 +82,7 @@ class Sample:
             loss_mask_T=mask_T,
             weights_T=self._pack(weights_N[:, None] * self.mask_NL),
             advantages_T=self._pack(self.advantages_N[:, None] * self.mask_NL),
+            labels_T=torch.zeros(len(mask_T)),
             logprobs_rollout_T=self._pack(self.old_NL),
             logprobs_old_T=self._pack(self.old_NL),
             logprobs_ref_T=self._pack(self.ref_NL),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megatron_r1.checkpoint.fp8_blocks import SCALE_SUFFIX, num_blocks
 from megatron_r1.checkpoint.safetensors_dir import SafetensorsDir
-from megatron_r1.config.model import ModelConfig
+from megatron_r1.config.model import Head, ModelConfig
 from megatron_r1.data.tokenizer import train_tokenizer
 from megatron_r1.weights.hf_config import hf_config
 from megatron_r1.weights.names import name_table
@@ -26,16 +26,28 @@ FP8_CONFIG = {
 
 
 def write_with_transformers(
-    directory: Path, config: ModelConfig, *, dtype: torch.dtype, shard_size: str = "400KB"
+    directory: Path,
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    shard_size: str = "400KB",
+    head: Head = Head.vocabulary,
 ) -> Path:
     """A random model of this shape, saved by transformers, with a tokenizer beside it."""
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        GenerationConfig,
+    )
 
     shape = directory / "shape"
     shape.mkdir(parents=True)
-    (shape / "config.json").write_text(json.dumps(hf_config(config)))
+    (shape / "config.json").write_text(json.dumps(hf_config(config, head)))
     torch.manual_seed(5)
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(shape))
+    is_scalar = head is Head.scalar
+    auto = AutoModelForSequenceClassification if is_scalar else AutoModelForCausalLM
+    model = auto.from_config(AutoConfig.from_pretrained(shape))
     (shape / "config.json").unlink()
     shape.rmdir()
     for parameter in model.parameters():
@@ -44,7 +56,8 @@ def write_with_transformers(
         if name.endswith("e_score_correction_bias"):
             buffer.normal_()
     model.config.dtype = dtype
-    model.generation_config = GenerationConfig(temperature=0.6, do_sample=True, eos_token_id=0)
+    if not is_scalar:
+        model.generation_config = GenerationConfig(temperature=0.6, do_sample=True, eos_token_id=0)
     model.save_pretrained(directory, max_shard_size=shard_size)
     texts = ["how much is 1 + 2 ?", "three"]
     train_tokenizer(texts, vocab_size=300, directory=directory)

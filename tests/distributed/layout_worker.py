@@ -187,7 +187,7 @@ def make_reference(host: Host, directory: Path, model_name: str) -> None:
     save(step, directory / "updated")
     responses, decode_gap = decode(step)
     reward_model = build_reward_model(host, directory, model_name, {})
-    scores = pair_scores(reward_model)
+    scores = pair_scores(reward_model) | rollout_scores(reward_model)
     value_metrics = take_value_step(reward_model)
     with gradients_as_weights(reward_model):
         save(reward_model, directory / "value_gradients")
@@ -298,6 +298,70 @@ def pair_scores(step: Any) -> dict[str, float]:
     }
 
 
+def rollout_scores(step: Any) -> dict[str, float]:
+    """What it says as a part of the reward: of the summaries of this replica's prompts, some of
+    which have no such part, by prompt and sample. Fewer prompts than replicas in a world of 4."""
+    from megatron_r1.config.reward import Reads, RewardConfig
+    from megatron_r1.models.weight_bank import WeightBank
+    from megatron_r1.trainers.reward_parts import RewardModels
+    from megatron_r1.types import (
+        FinishReason,
+        Prompt,
+        Reward,
+        Rollout,
+        RolloutGroup,
+        ScoredGroup,
+    )
+
+    groups = []
+    for draw in range(3):
+        prompt = Prompt(
+            id=f"p{draw}",
+            draw=draw,
+            question="",
+            text="",
+            token_ids=tuple(range(7, 12 + 5 * draw)),
+            answer="",
+            grader="exact",
+            dataset="general" if draw < 2 else "reasoning",
+        )
+        rollouts = tuple(
+            Rollout(
+                sample=sample,
+                token_ids=(),
+                logprobs=(),
+                finish_reason=FinishReason.stop,
+                weight_version=0,
+                text=f"1 2 3</think>{' '.join(str(10 * draw + i) for i in range(4 + 9 * sample))}",
+            )
+            for sample in range(3)
+        )
+        unscored = tuple(Reward(total=0.25, parts={}, reasons={}) for _ in rollouts)
+        groups.append(ScoredGroup(RolloutGroup(prompt, rollouts), unscored))
+    config = RewardConfig(
+        weights={"accuracy": 1.0},
+        mixes={"general": {"helpful": 2.0}},
+        models={"helpful": "in the bank"},
+        reads={"helpful": Reads.summary},
+        schedules={"helpful": {10: 1.0}},
+    )
+    bank = WeightBank(step.policy)
+    bank.store("helpful")
+    models = RewardModels(step.policy, bank, config, ByteTokenizer())
+    own = list(step.policy.layout.own_share(groups))
+    assert models.add_scores(own, step=9, on_micro_batch=None) == own
+    found = {}
+    for group in models.add_scores(own, step=10, on_micro_batch=None):
+        for sample, reward in enumerate(group.rewards):
+            has_part = group.group.prompt.dataset == "general"
+            assert list(reward.parts) == (["helpful"] if has_part else [])
+            if has_part:
+                score = reward.parts["helpful"]
+                assert abs(reward.total - (0.25 + 2 * score)) < 1e-6
+                found[f"{group.group.prompt.id}/{sample}"] = score
+    return found
+
+
 def pair_and_token_loss(values_T: torch.Tensor, micro: Any) -> Any:
     """Of the last tokens, as a reward model has it, and of every token, as a critic does."""
     from megatron_r1.algos.reward_losses import bradley_terry_loss
@@ -317,7 +381,7 @@ def take_value_step(step: Any) -> dict[str, float]:
 
 def compare_values(step: Any, directory: Path, reference: dict[str, Any]) -> dict[str, Any]:
     """The reward model in this layout against the reference."""
-    scores = pair_scores(step)
+    scores = pair_scores(step) | rollout_scores(step)
     metrics = take_value_step(step)
     with gradients_as_weights(step):
         own = parameters(step)
@@ -408,12 +472,15 @@ def decode(step: Any) -> tuple[dict[str, list[int]], float]:
 
 @dataclasses.dataclass(frozen=True)
 class ByteTokenizer:
-    """Enough of a tokenizer to decode with: token 0 ends a response."""
+    """Enough of a tokenizer to decode and to score with: token 0 ends a response."""
 
     eos_id: int = 0
 
     def decode(self, ids: Any) -> str:
         return " ".join(str(i) for i in ids)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        return tuple(map(int, text.split()))
 
 
 if __name__ == "__main__":

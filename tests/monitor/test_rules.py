@@ -92,6 +92,15 @@ def test_the_first_and_the_last_phases_are_remembered():
     assert [signals["tokens"] for signals in history] == [0, 1, 6, 7, 8]
 
 
+def test_the_beginning_of_a_scheduled_reward_is_what_it_is_compared_with():
+    before = {name: value for name, value in START.items() if not name.startswith("learned")}
+    history = []
+    for signals in (before, before, before, START, START, *[{**START, "learned": 2.0}] * 2):
+        history = remember(history, signals, CONFIG)
+    assert [phase["learned"] for phase in history] == [1.0, 1.0, 2.0, 2.0]
+    assert [finding.hack for finding in judge(history, CONFIG)] == [Hack.overoptimised]
+
+
 def test_the_evidence_has_the_figures():
     (finding,) = judge([START, START, *[{**START, "learned": 2.0, "verified": 0.3}] * 2], CONFIG)
     assert finding.evidence == "learned 1 -> 2 (deviation 0.5), verified 0.4 -> 0.3"

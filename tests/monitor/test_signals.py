@@ -72,6 +72,21 @@ def test_signals_are_sums_and_counts():
     }
 
 
+def test_each_part_is_a_mean_over_the_rollouts_that_have_it():
+    """Reasoning prompts are verified, general ones have the part of their own data set's model."""
+    groups = [
+        scored({"accuracy": 1.0}, {"accuracy": 0.0}),
+        scored({"helpful": 2.0}),
+        scored({"safe": -1.0}),
+    ]
+    config = MonitorConfig(learned=["helpful", "safe"])
+    assert reward_signals(groups, config) == {
+        "verified": (1.0, 2.0),
+        "learned": (1.0, 2.0),
+        "learned_square": (5.0, 2.0),
+    }
+
+
 def test_parts_that_nobody_scores_give_no_signal():
     signals = reward_signals([scored({"other": 1.0})], MonitorConfig())
     assert signals == {}

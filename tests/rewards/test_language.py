@@ -117,3 +117,11 @@ def test_a_lone_foreign_line_among_many_is_seen(texts):
 
 def test_words_are_runs_of_letters():
     assert words_of("Don't stop: it's naïve_name 3rd x1") == ["Don't", "stop", "it's"]
+
+
+@pytest.mark.parametrize("count", range(1, 40))
+def test_every_word_is_counted_once_however_windows_end(count, texts):
+    """Windows have 8 words; a short last one is looked at with the one before."""
+    words = words_of(texts["en"])[:count]
+    own, other = count_words(" ".join(words), "en")
+    assert own + len(other) == len(words_of(" ".join(words)))

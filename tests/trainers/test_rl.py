@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import random
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from megatron_r1.algos.reward_losses import scored_pairs_loss
 from megatron_r1.checkpoint.store import CheckpointStore, LoopState
 from megatron_r1.config.algo import AlgoConfig, PpoConfig
 from megatron_r1.config.load import CONF_DIR, load_config
 from megatron_r1.config.model import Head
+from megatron_r1.config.optimizer import OptimizerConfig
+from megatron_r1.config.reward import Reads
 from megatron_r1.data.prompts import open_prompts
+from megatron_r1.data.scored_rows import scored_row
 from megatron_r1.models.weight_bank import WeightBank
 from megatron_r1.rewards.registry import RULES
 from megatron_r1.rewards.scorer import RewardScorer
@@ -20,9 +26,12 @@ from megatron_r1.rollout.inprocess import InProcessEngine
 from megatron_r1.telemetry.recorder import Recorder
 from megatron_r1.trainers.critic import Critic
 from megatron_r1.trainers.megatron_step import MegatronStep
-from megatron_r1.trainers.rl import RlConfig, RlParts, train_rl
+from megatron_r1.trainers.reward_parts import RewardModels
+from megatron_r1.trainers.rl import train_rl
+from megatron_r1.trainers.rl_parts import RlConfig, RlParts
 from megatron_r1.trainers.value_step import ValueStep
 from megatron_r1.trainers.watch import RewardHackError
+from megatron_r1.types import TrainBatch, TrainRow
 from tests.rewards.rules_for_tests import even_tokens, flawed_judge
 
 GOLDEN = Path(__file__).parents[1] / "golden/toy_steps.json"
@@ -69,12 +78,24 @@ def rewards_of_training(one_rank, tokenizer, run_dir: Path, *choices: str) -> li
 
 
 def train(
-    one_rank, tokenizer, run_dir: Path, *choices: str, even_tokens_weight: float = 1.0
+    one_rank,
+    tokenizer,
+    run_dir: Path,
+    *choices: str,
+    even_tokens_weight: float = 1.0,
+    reward_model: ValueStep | None = None,
 ) -> list[dict]:
     """The metrics of every step of a run, which goes on from its last checkpoint."""
     weight = f"+reward.weights.even_tokens={even_tokens_weight}"
     config = load_config([*OVERRIDES, weight, *choices])
     step = MegatronStep(one_rank.policy(config), config.optimizer)
+    reward_models = None
+    if reward_model is not None:
+        bank = WeightBank(reward_model.policy)
+        (name,) = config.reward.models
+        bank.store(name)
+        bank.give_up_own()
+        reward_models = RewardModels(reward_model.policy, bank, config.reward, tokenizer)
     critic = None
     if isinstance(config.algo, PpoConfig):
         model = one_rank.policy(config, head=Head.scalar)
@@ -100,6 +121,7 @@ def train(
             engine=InProcessEngine(step.policy, tokenizer, max_batch=256, max_prefill_tokens=1024),
             prompts=open_prompts(config.data, tokenizer, seed=1),
             scorer=scorer,
+            reward_models=reward_models,
             store=store,
             recorder=recorder,
             critic=critic,
@@ -260,6 +282,54 @@ def test_the_monitor_names_a_hack_and_the_stop_rule_ends_the_run(
     assert [row["monitor/alarm_overoptimised"] for row in phases] == [0] * (len(phases) - 1) + [1]
     assert phases[-1]["monitor/learned"] > phases[0]["monitor/learned"] + 0.3
     assert phases[-1]["monitor/verified"] < phases[0]["monitor/verified"]
+
+
+def flawed_reward_model(one_rank, tokenizer) -> ValueStep:
+    """Learned from pairs whose better response has some words of odd ids in it: those it likes."""
+    config = load_config(["model=tiny_dense", "model.num_layers=2", "parallel=default"])
+    step = ValueStep(one_rank.policy(config, head=Head.scalar), OptimizerConfig())
+    rng = random.Random(0)
+    # Token ids that are found again in their text.
+    ids = range(tokenizer.vocab_size)
+    words = [i for i in ids if tokenizer.encode(tokenizer.decode((i,))) == (i,)]
+    odd = [i for i in words if i % 2]
+    prompt_ids = tokenizer.encode("1 + 2 =")
+
+    def row(num_odd: int) -> TrainRow:
+        ids = rng.choices(odd, k=num_odd) + rng.choices(words, k=8 - num_odd)
+        rng.shuffle(ids)
+        return scored_row(prompt_ids, tokenizer.decode(ids), Reads.response, tokenizer)
+
+    for _ in range(30):
+        rows = tuple(row(num_odd) for _ in range(32) for num_odd in (6, 0))
+        result = step.train_step(
+            TrainBatch(rows=rows, rows_together=2),
+            partial(scored_pairs_loss, num_pairs=32),
+            lr=3e-3,
+            num_sequences=64,
+        )
+    assert result.metrics["reward_model/accuracy"] > 0.8
+    return step
+
+
+def test_the_stop_rule_ends_a_run_on_a_flawed_reward_model(one_rank, tokenizer, toy_rule, tmp_path):
+    run_dir = tmp_path / "run"
+    choices = ["+reward.weights.flawed_model=1.0", "monitor.learned=[flawed_model]"]
+    choices += ["+reward.models.flawed_model=unused", "+reward.reads.flawed_model=response"]
+    with pytest.raises(RewardHackError, match="overoptimised: learned .* -> .*, verified .* -> "):
+        train(
+            one_rank,
+            tokenizer,
+            run_dir,
+            *WATCHED,
+            *choices,
+            even_tokens_weight=0.0,
+            reward_model=flawed_reward_model(one_rank, tokenizer),
+        )
+    phases = [row for row in metrics_of(run_dir) if "monitor/alarms" in row]
+    assert phases[-1]["monitor/alarm_overoptimised"] == 1
+    assert phases[-1]["monitor/verified"] < phases[0]["monitor/verified"]
+    assert phases[-1]["reward/flawed_model"] > phases[0]["reward/flawed_model"] + 1
 
 
 def test_an_honest_reward_raises_no_alarm(one_rank, tokenizer, toy_rule, tmp_path):

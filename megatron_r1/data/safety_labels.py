@@ -1,0 +1,58 @@
+"""Responses labelled safe or unsafe, as a JSONL file holds them.
+
+    {"prompt": "How do locks work?", "response": "<think>...</think>A lock ...", "safe": true,
+     "id": "locks"}
+
+``prompt`` is the question, rendered by `data.template` when it is used; ``response`` is the whole
+response, thoughts included, without an end-of-sequence token. ``id`` may be missing, and other keys
+are left alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_r1.data.json_lines import read_records, text_of
+
+
+@dataclass(frozen=True)
+class LabelledResponse:
+    """A response that somebody has called safe or unsafe."""
+
+    prompt: str
+    """The question, before its template."""
+    response: str
+    safe: bool
+    id: str = ""
+
+
+def read_labelled(path: str | Path, *, max_lines: int | None = None) -> list[LabelledResponse]:
+    """The responses of a file, in its order. Without an id one is named after file and line.
+
+    Raises:
+        DataError: the file is missing or holds no response, or a line is unusable: ``file:line``,
+            what is wrong, and how the line starts.
+    """
+    stem = Path(path).stem
+    return read_records(
+        path,
+        lambda record, number: _to_labelled(record, default_id=f"{stem}/{number}"),
+        what="response",
+        way_out="Name a JSONL file with prompt, response and safe",
+        max_lines=max_lines,
+    )
+
+
+def _to_labelled(record: dict[str, Any], *, default_id: str) -> LabelledResponse:
+    """One line; raises ValueError with what is wrong."""
+    safe = record.get("safe")
+    if not isinstance(safe, bool):
+        raise ValueError(f"'safe' must be true or false, got {safe!r}")
+    return LabelledResponse(
+        prompt=text_of(record, "prompt"),
+        response=text_of(record, "response"),
+        safe=safe,
+        id=text_of(record, "id") if record.get("id") else default_id,
+    )

@@ -1,0 +1,71 @@
+"""What the stages of both reward models share: from files to a trained model and its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from megatron_r1.config.stage import RewardModelConfig
+from megatron_r1.data.examples import Example
+from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.errors import ConfigError
+from megatron_r1.parallel.exchange import on_main_rank
+from megatron_r1.stages.session import Session, check_not_past
+from megatron_r1.telemetry.files import write_json
+from megatron_r1.trainers.reward_model import (
+    RewardTask,
+    heldout_metrics,
+    steps_in_epochs,
+    train_reward_model,
+)
+from megatron_r1.trainers.supervised import SupervisedParts
+from megatron_r1.trainers.value_step import ValueStep
+
+RESULT = "eval/heldout.json"
+
+
+def run_reward_model(
+    session: Session,
+    stage: RewardModelConfig,
+    run_dir: Path,
+    init_from: Path | None,
+    task: RewardTask,
+    *,
+    read: Callable[[str, Tokenizer], list[Example]],
+    path: str,
+    heldout_path: str | None,
+) -> ValueStep:
+    """Train, or go on training, in `run_dir`. Returns the model as it ended."""
+    if init_from is None:
+        raise ConfigError(
+            f"stage={stage.name} starts from a language model: set model.init_from=DIR, a run, a "
+            "checkpoint or a Hugging Face model. Its body is kept, and its head is a new one"
+        )
+    config = session.config
+    tokenizer = session.tokenizer(init_from)
+
+    def examples_of(file: str) -> list[Example]:
+        return session.without_long(read(file, tokenizer), file, max_tokens=stage.max_tokens)
+
+    examples = examples_of(path)
+    heldout = [] if heldout_path is None else examples_of(heldout_path)
+    num_steps = steps_in_epochs(stage, len(examples), task.examples_per_step)
+    step = session.value_step(tokenizer, config.optimizer)
+    store = session.store(run_dir, stage, tokenizer)
+    state = session.begin(store, step, init_from)
+    check_not_past(state.step, num_steps, run_dir)
+    with session.recorder(
+        run_dir, stage.name, first_step=state.step, num_steps=num_steps
+    ) as recorder:
+        parts = SupervisedParts(megatron_step=step, store=store, recorder=recorder)
+        seed = config.run.seed
+        train_reward_model(
+            parts, task, stage, config.optimizer, examples, heldout, state, seed=seed
+        )
+    if heldout:
+        found = heldout_metrics(step.policy, heldout, task)
+        result = {"step": num_steps, "examples": len(heldout), **found}
+        on_main_rank(lambda: write_json(run_dir / RESULT, result))
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+        session.say(f"{stage.name}: {len(heldout)} held-out examples: {figures}")
+    return step

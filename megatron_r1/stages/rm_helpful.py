@@ -1,0 +1,64 @@
+"""The helpful reward model: Bradley-Terry on pairs (arXiv:2501.12948v2 section 3.1, Eq. 5)."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from megatron_r1.algos.reward_losses import scored_pairs_loss
+from megatron_r1.config.reward import Reads
+from megatron_r1.config.stage import RmHelpfulConfig
+from megatron_r1.data.examples import Example
+from megatron_r1.data.preferences import PreferencePair, read_preferences
+from megatron_r1.data.scored_rows import scored_row
+from megatron_r1.data.templates import render
+from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.evaluation.ranking import pair_metrics
+from megatron_r1.stages.reward_model import run_reward_model
+from megatron_r1.stages.session import Session
+from megatron_r1.trainers.reward_model import RewardTask
+from megatron_r1.trainers.value_step import ValueStep
+
+
+def run_rm_helpful(
+    session: Session, stage: RmHelpfulConfig, run_dir: Path, init_from: Path | None
+) -> ValueStep:
+    """It sees the summaries alone, so that thoughts are free to be what they have to be."""
+    template = session.config.data.template
+
+    def read(path: str, tokenizer: Tokenizer) -> list[Example]:
+        return [pair_rows(pair, template, tokenizer) for pair in read_preferences(path)]
+
+    return run_reward_model(
+        session,
+        stage,
+        run_dir,
+        init_from,
+        helpful_task(stage),
+        read=read,
+        path=stage.pairs,
+        heldout_path=stage.heldout_pairs,
+    )
+
+
+def helpful_task(stage: RmHelpfulConfig) -> RewardTask:
+    return RewardTask(
+        loss=lambda num_pairs: partial(
+            scored_pairs_loss,
+            num_pairs=num_pairs,
+            centre_weight=stage.centre_weight,
+            margin_weight=stage.margin_weight,
+        ),
+        measure=lambda scores_N2, _: pair_metrics(scores_N2[:, 0], scores_N2[:, 1]),
+        examples_per_step=stage.pairs_per_step,
+    )
+
+
+def pair_rows(pair: PreferencePair, template: str, tokenizer: Tokenizer) -> Example:
+    """Chosen, then rejected, each with the pair's margin as its label."""
+    prompt_ids = tokenizer.encode(render(template, pair.prompt))
+    margin = pair.margin or 0.0
+    return tuple(
+        scored_row(prompt_ids, response, Reads.summary, tokenizer, label=margin)
+        for response in (pair.chosen, pair.rejected)
+    )
