@@ -52,7 +52,10 @@ _SCHEMAS = {
     "parallel": {"parallel_schema": parallel.ParallelConfig},
     "precision": {"precision_schema": precision.PrecisionConfig},
     "reward": {"reward_schema": reward.RewardConfig},
-    "rollout": {"rollout_schema": rollout.RolloutConfig},
+    "rollout": {
+        "rollout_schema": rollout.RolloutConfig,
+        "sglang_schema": rollout.SglangConfig,
+    },
     "stage": {
         "r1_zero_schema": stage.R1ZeroConfig,
         "tiny_base_schema": stage.TinyBaseConfig,
