@@ -96,6 +96,7 @@ class Servers:
         self._keeper = ThreadPoolExecutor(1, thread_name_prefix="rollout-servers")
         self._look: Future[None] | None = None
         self._asked_s = 0.0
+        self._are_paused = False
         self._closing = threading.Event()
 
     @property
@@ -129,6 +130,21 @@ class Servers:
             self._look.result()
         self._look = self._keeper.submit(self._restart_lost)
 
+    def pause(self, urls: Iterable[str]) -> None:
+        """Interrupt what is being sampled; it goes on after `resume`, from where it was."""
+        self._are_paused = True
+        for url in urls:
+            call(url, "/pause_generation", {"mode": "retract"}, timeout_s=_ANSWER_S)
+
+    def resume(self, urls: Iterable[str]) -> None:
+        """Go on sampling. A server that is lost has nothing to go on with."""
+        for url in urls:
+            try:
+                call(url, "/continue_generation", {}, timeout_s=_ANSWER_S)
+            except (NoAnswerError, RefusedError):
+                pass
+        self._are_paused = False
+
     def close(self) -> None:
         """End the servers that were started here, and the start of any that is under way."""
         self._closing.set()
@@ -145,6 +161,8 @@ class Servers:
         return [self._url(server) for server in lost]
 
     def _restart_lost(self) -> None:
+        if self._are_paused:
+            return  # it would say nothing; whoever paused it finds out what becomes of it
         lost = [server for server in self._locals if server.process.exit_code is not None]
         if not lost and time.monotonic() - self._asked_s > self._config.health_every_s:
             lost = [server for server in self._locals if not self._answers(server)]
@@ -250,21 +268,6 @@ class Servers:
 
     def _log(self, server: _Local) -> Path:
         return self._log_dir / f"server_{server.index}.log"
-
-
-def pause(urls: Iterable[str]) -> None:
-    """Interrupt what is being sampled; it goes on after `resume`, from where it was."""
-    for url in urls:
-        call(url, "/pause_generation", {"mode": "retract"}, timeout_s=_ANSWER_S)
-
-
-def resume(urls: Iterable[str]) -> None:
-    """Go on sampling. A server that is lost has nothing to go on with."""
-    for url in urls:
-        try:
-            call(url, "/continue_generation", {}, timeout_s=_ANSWER_S)
-        except (NoAnswerError, RefusedError):
-            pass
 
 
 def _port_was_lost(output: str) -> bool:

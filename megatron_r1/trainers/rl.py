@@ -85,12 +85,14 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
 
     while state.step < stage.num_steps:
         phase_start = state.step
+        with recorder.timed("time/publish_s"):
+            published = parts.engine.publish(state.step)
         with recorder.timed("time/rollout_s"):
             phase = sample_phase(parts, config, state)
         with recorder.timed("time/monitor_s"):
             state, findings, watched = watch(phase, parts, config, state)
         metrics = sum_pairs(phase.metrics, policy.layout.dp_cp)
-        recorder.phase(phase.sampled, metrics | watched)
+        recorder.phase(phase.sampled, metrics | watched | dict(published))
         minibatches = deal(parts, config, phase.kept, phase_start)
         with recorder.timed("time/logprobs_s"):
             minibatches = [
@@ -217,8 +219,9 @@ def score_on_leader(
 
 
 def phase_metrics(parts: RlParts, scored: Sequence[ScoredGroup]) -> dict[str, Pair]:
-    """Sums over this replica's rollouts, with what its reward workers had to give up on."""
-    metrics = rollout_metrics(scored)
+    """Sums over this replica's rollouts, with what its reward workers had to give up on and its
+    engine had to ask for again."""
+    metrics = rollout_metrics(scored) | parts.engine.metrics
     if parts.scorer is not None:
         metrics |= parts.scorer.stats.metrics
     return metrics
