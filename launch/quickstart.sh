@@ -6,7 +6,11 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/setup_env.sh
-setup_env
+extras=()
+for override in "$@"; do # on a GPU SGLang chooses the version of torch: that is for the user to do
+    if [[ $override == rollout=sglang && ! -e /dev/nvidiactl ]]; then extras=(sglang-cpu); fi
+done
+setup_env "${extras[@]}"
 
 if [[ -z ${NPROC:-} ]]; then
     NPROC=1

@@ -32,3 +32,7 @@ class CheckpointError(UserError):
 
 class RunDirError(UserError):
     """The run directory is in use or belongs to another run."""
+
+
+class EngineError(UserError):
+    """A rollout server cannot be used: it does not start, is another's, or is lost for good."""

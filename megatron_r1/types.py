@@ -20,6 +20,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # reward workers import this module, and need no torch
+    import numpy as np
     from torch import Tensor
 
 
@@ -64,6 +65,15 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class VersionSpan:
+    """Response tokens `start` to `stop` - 1 were sampled by the policy after `version` updates."""
+
+    version: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class Rollout:
     """One sampled response, with the engine's own numbers. Text is never tokenised again."""
 
@@ -76,9 +86,15 @@ class Rollout:
     """
     finish_reason: FinishReason
     weight_version: int
-    """Updates the policy had seen when the response was sampled."""
+    """Updates the policy had seen when the response was sampled; its last token, if that changed.
+    """
     text: str
     """Response without special stop tokens, as the graders read it."""
+    version_spans: tuple[VersionSpan, ...] = ()
+    """Where weights were published while it was sampled; empty: one version sampled all."""
+    routed_experts: np.ndarray | None = field(default=None, compare=False, repr=False)
+    """int32, [prompt + response - 1, layers, experts of a token]: row t is of the pass over token
+    t, shared experts not counted, and zero in dense layers. None where it was not asked for."""
 
 
 @dataclass(frozen=True)

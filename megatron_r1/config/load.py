@@ -58,7 +58,10 @@ _SCHEMAS = {
     "parallel": {"parallel_schema": parallel.ParallelConfig},
     "precision": {"precision_schema": precision.PrecisionConfig},
     "reward": {"reward_schema": reward.RewardConfig},
-    "rollout": {"rollout_schema": rollout.RolloutConfig},
+    "rollout": {
+        "rollout_schema": rollout.RolloutConfig,
+        "sglang_schema": rollout.SglangConfig,
+    },
     "stage": {
         "distill_schema": stage.DistillConfig,
         "dpo_schema": stage.DpoStageConfig,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from megatron_r1.errors import ConfigError
 
@@ -19,7 +19,7 @@ class RolloutConfig:
     max_response_tokens: int = 32_768
     """R1-Zero: 32,768 before step 8,200 and 65,536 after."""
     max_batch: int = 256
-    """Sequences that decode side by side in each data-parallel replica."""
+    """Sequences that decode side by side for each data-parallel replica."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -34,3 +34,75 @@ class RolloutConfig:
         for name in ("max_response_tokens", "max_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"rollout.{name} must be >= 1, got {getattr(self, name)}")
+
+
+@dataclass(kw_only=True)
+class SglangConfig(RolloutConfig):
+    """`rollout=sglang`: SGLang servers decode, started by this job or running already."""
+
+    name: str = "sglang"
+    urls: list[str] = field(default_factory=list)
+    """Servers that run already, such as http://node7:30000. Empty: the job starts its own."""
+    router_url: str | None = None
+    """A sglang-router in front of the servers. It gets the requests; weights go to the servers."""
+    num_servers: int = 1
+    """How many to start, each with its own copy of the model."""
+    tensor: int = 1
+    """Tensor ranks of each server."""
+    expert: int = 1
+    """Expert ranks among them."""
+    attention_data: int = 1
+    """Replicas of the attention among them (data-parallel attention)."""
+    host: str = "127.0.0.1"
+    """Address that they listen on: this machine's own where leaders on others ask them."""
+    port: int = 0
+    """Of the first server that is started, the others follow; 0 takes free ones."""
+    server_args: dict[str, str] = field(default_factory=dict)
+    """More arguments of the servers that are started, without their dashes: mem-fraction-static,
+    chunked-prefill-size. An empty value stands for a switch."""
+    keyed_sampling: bool = True
+    """A response is drawn from its own seed, so that asked for again it is the same. On GPUs this
+    switches SGLang's batch-invariant kernels on, which are slower."""
+    routed_experts: bool = False
+    """Return which experts each token went to."""
+    start_timeout_s: float = 1800.0
+    """For a server to load its weights and answer."""
+    request_timeout_s: float = 3600.0
+    """For the answer to one request, before it is sent again."""
+    give_up_s: float = 3600.0
+    """How long one response is asked for, again and again, before the run ends."""
+    health_every_s: float = 10.0
+    """Between two looks at the servers while they decode."""
+    health_timeout_s: float = 60.0
+    """A server that says nothing for so long is ended and started again."""
+    max_restarts: int = 3
+    """Of one server between two publishes; one more ends the run."""
+    publish_timeout_s: float = 1800.0
+    """For a server to take new weights, before the publish is begun again."""
+    check_weights_every: int = 1
+    """Publishes from one comparison of the servers' checksums to the next; 0: never."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_servers", "tensor", "expert", "attention_data"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"rollout.{name} must be >= 1, got {getattr(self, name)}")
+        for name in ("expert", "attention_data"):
+            if self.tensor % getattr(self, name):
+                raise ConfigError(
+                    f"rollout.{name} = {getattr(self, name)} does not divide rollout.tensor = "
+                    f"{self.tensor}: SGLang counts both among a server's tensor ranks"
+                )
+        if not 0 <= self.port < 2**16:
+            raise ConfigError(f"rollout.port must be in [0, 65535], got {self.port}")
+        for name in ("max_restarts", "check_weights_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"rollout.{name} must be >= 0, got {getattr(self, name)}")
+        for name in vars(self):
+            if name.endswith("_s") and getattr(self, name) <= 0:
+                raise ConfigError(f"rollout.{name} must be > 0, got {getattr(self, name)}")
+        if self.router_url is not None and not self.urls:
+            raise ConfigError(
+                f"rollout.router_url = {self.router_url} needs rollout.urls: weights are published "
+                "to each server behind the router. List them"
+            )

@@ -16,13 +16,18 @@ from megatron_r1.config.algo import (
 from megatron_r1.config.cluster import ClusterConfig
 from megatron_r1.config.data import DataConfig, PromptSourceKind
 from megatron_r1.config.judge import JudgeConfig
-from megatron_r1.config.model import GroupedQueryConfig, MixtureConfig, ModelConfig
+from megatron_r1.config.model import (
+    GroupedQueryConfig,
+    MixtureConfig,
+    ModelConfig,
+    Qwen3MoeConfig,
+)
 from megatron_r1.config.monitor import MonitorConfig
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.parallel import ParallelConfig
 from megatron_r1.config.precision import PrecisionConfig
 from megatron_r1.config.reward import RewardConfig
-from megatron_r1.config.rollout import RolloutConfig
+from megatron_r1.config.rollout import RolloutConfig, SglangConfig
 from megatron_r1.config.stage import (
     DistillConfig,
     DpoStageConfig,
@@ -94,6 +99,7 @@ class RunConfig:
         _check_stage(self)
         _check_algo(self)
         _check_monitor(self)
+        _check_servers(self)
 
     def validate_layout(self, world_size: int) -> None:
         """Check that the model can be laid out over so many ranks.
@@ -249,6 +255,19 @@ def _check_monitor(config: RunConfig) -> None:
         raise ConfigError(
             f"monitor.kl_budget = {monitor.kl_budget} needs a reference policy, and algo.kl_beta = "
             "0 keeps none. Set algo.kl_beta to a small number, or the budget to 0"
+        )
+
+
+def _check_servers(config: RunConfig) -> None:
+    """What SGLang would compute wrongly without a word."""
+    model = config.model
+    if not isinstance(config.rollout, SglangConfig):
+        return
+    if isinstance(model, Qwen3MoeConfig) and model.num_dense_layers:
+        raise ConfigError(
+            f"model.num_dense_layers = {model.num_dense_layers} with rollout.name = sglang: SGLang "
+            "0.5.23 gives every layer of a Qwen3-MoE experts, and leaves those of dense layers "
+            "unset. Set it to 0, as in all published models, or use rollout=inprocess"
         )
 
 

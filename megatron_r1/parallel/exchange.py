@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from megatron_r1.errors import UserError
 from megatron_r1.parallel.layout import Axis
@@ -53,6 +54,21 @@ def broadcast_object(value: T | None, axis: Axis, *, source: int = 0) -> T:
         source = dist.get_global_rank(axis.group, source)
         dist.broadcast_object_list(box, src=source, group=axis.group)
     return box[0]
+
+
+def main_rank_answers() -> bool:
+    """Whether rank 0 of the job still runs, for one that waits for something else than a rank.
+
+    Where something else than rank 0 keeps the job's store, such as torchrun's agent, that will end
+    this process too.
+    """
+    if dist.get_world_size() == 1:
+        return True
+    try:
+        distributed_c10d._get_default_store().check(["anything"])
+    except RuntimeError:
+        return False
+    return True
 
 
 def sum_pairs(pairs: dict[str, tuple[float, float]], axis: Axis) -> dict[str, float]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from megatron_r1.errors import ConfigError
 from megatron_r1.types import Prompt, RolloutGroup
 
 OnProgress = Callable[[int, int], None]
@@ -29,6 +30,19 @@ class SamplingParams:
 class RolloutEngine(Protocol):
     """Samples responses under the policy's newest published weights."""
 
+    def publish(self, version: int) -> Mapping[str, float]:
+        """Have the next responses sampled by the policy as it is now, after `version` updates.
+
+        Every rank of the job calls it. Returns metrics of how that went, the same on all.
+        """
+        ...
+
+    @property
+    def metrics(self) -> Mapping[str, tuple[float, float]]:
+        """What went wrong and was mended in the last `generate`: sums of this replica's, as
+        ``(sum, 0)``."""
+        ...
+
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -39,3 +53,15 @@ class RolloutEngine(Protocol):
     ) -> Iterator[RolloutGroup]:
         """Yield each group as its last response ends, in no particular order."""
         ...
+
+
+def check_context(prompts: Sequence[Prompt], params: SamplingParams, max_positions: int) -> None:
+    """Refuse prompts whose longest response would leave the model's context."""
+    for prompt in prompts:
+        if len(prompt.token_ids) + params.max_response_tokens > max_positions:
+            raise ConfigError(
+                f"prompt {prompt.id} has {len(prompt.token_ids)} tokens; with "
+                f"rollout.max_response_tokens = {params.max_response_tokens} that exceeds "
+                f"model.max_positions = {max_positions}. Lower rollout.max_response_tokens or "
+                "data.max_prompt_tokens"
+            )

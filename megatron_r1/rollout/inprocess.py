@@ -11,7 +11,7 @@ samples, otherwise one token for every running response.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,12 +19,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_r1.data.tokenizer import Tokenizer
-from megatron_r1.errors import ConfigError
 from megatron_r1.models.kv_cache import KvCache
 from megatron_r1.models.policy import Policy
 from megatron_r1.models.stream import TokenStream
 from megatron_r1.rollout.decode_batch import DecodeBatch, EndedResponse
-from megatron_r1.rollout.engine import OnProgress, SamplingParams
+from megatron_r1.rollout.engine import OnProgress, SamplingParams, check_context
 from megatron_r1.rollout.sampling import sample_tokens
 from megatron_r1.types import Prompt, Rollout, RolloutGroup
 
@@ -39,6 +38,13 @@ class InProcessEngine:
         self._tokenizer = tokenizer
         self._max_batch = max_batch
         self._max_prefill_tokens = max_prefill_tokens
+
+    def publish(self, version: int) -> Mapping[str, float]:
+        return {}
+
+    @property
+    def metrics(self) -> Mapping[str, tuple[float, float]]:
+        return {}
 
     def generate(
         self,
@@ -79,18 +85,6 @@ class InProcessEngine:
                         yield group
                 if on_progress is not None:
                     on_progress(groups.num_responses, groups.num_tokens + batch.num_drawn)
-
-
-def check_context(prompts: Sequence[Prompt], params: SamplingParams, max_positions: int) -> None:
-    """Refuse prompts whose longest response would leave the model's context."""
-    for prompt in prompts:
-        if len(prompt.token_ids) + params.max_response_tokens > max_positions:
-            raise ConfigError(
-                f"prompt {prompt.id} has {len(prompt.token_ids)} tokens; with "
-                f"rollout.max_response_tokens = {params.max_response_tokens} that exceeds "
-                f"model.max_positions = {max_positions}. Lower rollout.max_response_tokens or "
-                "data.max_prompt_tokens"
-            )
 
 
 def _someone_is_busy(policy: Policy, busy: bool) -> bool:

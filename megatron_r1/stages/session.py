@@ -20,6 +20,7 @@ from megatron_r1.config.algo import PpoConfig
 from megatron_r1.config.model import Head
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.reward import RewardConfig
+from megatron_r1.config.rollout import SglangConfig
 from megatron_r1.config.run import RunConfig
 from megatron_r1.config.stage import StageConfig
 from megatron_r1.data.examples import Example, without_long
@@ -31,13 +32,22 @@ from megatron_r1.parallel.exchange import on_every_rank, on_main_rank
 from megatron_r1.parallel.layout import Layout, enter_layout, leave_layout
 from megatron_r1.platform.host import Host, prepare, start_process_group, stop_process_group
 from megatron_r1.rewards.scorer import RewardScorer
+from megatron_r1.rollout.engine import RolloutEngine
 from megatron_r1.rollout.inprocess import InProcessEngine
+from megatron_r1.rollout.servers import Servers
+from megatron_r1.rollout.sglang import SglangEngine
 from megatron_r1.telemetry.recorder import Recorder
 from megatron_r1.telemetry.run_dir import RunDir
 from megatron_r1.trainers.critic import Critic
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.reward_parts import RewardModels
 from megatron_r1.trainers.value_step import ValueStep
+from megatron_r1.weights.directory_transport import DirectoryTransport
+from megatron_r1.weights.publish import Publisher
+from megatron_r1.weights.transport import WeightTransport
+
+ENGINE = "engine"
+"""Folder of the run directory: logs of the rollout servers, and the weights on their way there."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,8 @@ class Session:
     host: Host
     layout: Layout
     run_dir: Path
+    servers: Servers | None = None
+    """On the main rank, where rollouts come from servers; none is started before it is needed."""
 
     def policy(self, tokenizer: Tokenizer, head: Head = Head.vocabulary) -> Policy:
         """A policy with weights drawn from the run's seed."""
@@ -101,12 +113,33 @@ class Session:
         )
         return Critic(value_step=ValueStep(policy, config.critic_optimizer), config=config)
 
-    def engine(self, policy: Policy, tokenizer: Tokenizer) -> InProcessEngine:
-        return InProcessEngine(
+    def engine(
+        self, policy: Policy, tokenizer: Tokenizer, transport: WeightTransport | None = None
+    ) -> RolloutEngine:
+        """What samples from this policy. Every rank of the job calls it.
+
+        Args:
+            transport: how its weights get to servers; None: the configured way.
+        """
+        config = self.config.rollout
+        if not isinstance(config, SglangConfig):
+            return InProcessEngine(
+                policy,
+                tokenizer,
+                max_batch=config.max_batch,
+                max_prefill_tokens=self.config.parallel.max_tokens_per_microbatch,
+            )
+        if transport is None:
+            transport = self.directory_transport(policy, tokenizer)
+        publisher = Publisher(transport, self.servers, config)
+        return SglangEngine(config, policy.config, self.layout, tokenizer, publisher, self.servers)
+
+    def directory_transport(self, policy: Policy, tokenizer: Tokenizer) -> DirectoryTransport:
+        return DirectoryTransport(
             policy,
             tokenizer,
-            max_batch=self.config.rollout.max_batch,
-            max_prefill_tokens=self.config.parallel.max_tokens_per_microbatch,
+            self.run_dir / ENGINE / "weights",
+            timeout_s=self.config.rollout.publish_timeout_s,
         )
 
     def store(self, run_dir: Path, stage: StageConfig, tokenizer: Tokenizer) -> CheckpointStore:
@@ -228,7 +261,14 @@ def open_session(config: RunConfig) -> Iterator[Session]:
         run_dirs: list[RunDir] = []
         on_main_rank(lambda: run_dirs.append(RunDir(config)))
         try:
-            yield Session(config=config, host=host, layout=layout, run_dir=config.run.dir)
+            with rollout_servers(config, host) as servers:
+                yield Session(
+                    config=config,
+                    host=host,
+                    layout=layout,
+                    run_dir=config.run.dir,
+                    servers=servers,
+                )
         finally:
             for run_dir in run_dirs:
                 run_dir.close()
@@ -246,6 +286,34 @@ def check_reward_model(path: Path) -> None:
             f"{path} is a language model, and a reward model is asked for. Train one with "
             "stage=rm_helpful or stage=rm_safety"
         )
+
+
+@contextmanager
+def rollout_servers(config: RunConfig, host: Host) -> Iterator[Servers | None]:
+    """Servers on the main rank, where the configuration wants any; they end with the block."""
+    if not isinstance(config.rollout, SglangConfig):
+        yield None
+        return
+    opened: list[Servers] = []
+
+    def open_them() -> None:
+        opened.append(
+            Servers(
+                config.rollout,
+                config.model,
+                dtype=config.precision.dtype.value,
+                log_dir=config.run.dir / ENGINE,
+                on_cuda=host.is_cuda,
+                show_progress=config.telemetry.progress,
+            )
+        )
+
+    on_main_rank(open_them)
+    try:
+        yield opened[0] if opened else None
+    finally:
+        for servers in opened:
+            servers.close()
 
 
 def check_not_past(step: int, num_steps: int, run_dir: Path) -> None:

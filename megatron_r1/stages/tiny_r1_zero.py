@@ -72,6 +72,8 @@ def evaluate_once(
     prompts = open_prompts(config.data, tokenizer, seed=config.run.seed)
     questions = prompts.heldout_prompts(stage.evaluation.num_problems)
     total = len(session.layout.own_share(questions)) * stage.evaluation.samples_per_problem
+    engine = session.engine(trained.policy, tokenizer)
+    engine.publish(step)
     rules = RewardConfig(
         weights={"accuracy": 1.0, "format": 1.0},
         num_workers=config.reward.num_workers,
@@ -88,7 +90,7 @@ def evaluate_once(
         ) as progress,
     ):
         result = evaluate(
-            session.engine(trained.policy, tokenizer),
+            engine,
             scorer,
             questions,
             stage.evaluation,

@@ -45,6 +45,10 @@ _MAY_CHANGE = (
     "run.overwrite",
     "reward.num_workers",
     "rollout.max_batch",
+    *(f"rollout.{name}" for name in ("urls", "router_url", "host", "port", "num_servers")),
+    *(f"rollout.{name}" for name in ("tensor", "expert", "attention_data", "max_restarts")),
+    *(f"rollout.{name}_s" for name in ("start_timeout", "request_timeout", "give_up")),
+    *(f"rollout.{name}_s" for name in ("health_every", "health_timeout", "publish_timeout")),
 )
 """Settings that a run may be resumed with in another value."""
 

@@ -44,12 +44,14 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
 
     while state.step < stage.num_steps:
         phase_start = state.step
+        with recorder.timed("time/publish_s"):
+            published = parts.engine.publish(state.step)
         with recorder.timed("time/rollout_s"):
             phase = sample_phase(parts, config, state)
         with recorder.timed("time/monitor_s"):
             state, findings, watched = watch(phase, parts, config, state)
         metrics = sum_pairs(phase.metrics, policy.layout.dp_cp)
-        recorder.phase(phase.sampled, metrics | watched)
+        recorder.phase(phase.sampled, metrics | watched | dict(published))
         minibatches = deal(parts, config, phase.kept, phase_start)
         with recorder.timed("time/logprobs_s"):
             minibatches = [

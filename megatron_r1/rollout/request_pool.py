@@ -1,0 +1,156 @@
+"""Many requests at once, from a thread with an event loop of its own: sent, sent again, finished.
+
+A request is sent again, to the next server, until it is answered: a server that died is started
+again meanwhile (`servers.py`), and the same seed draws the same response anywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_r1.config.rollout import SglangConfig
+from megatron_r1.errors import EngineError
+from megatron_r1.rollout.responses import ResponseRequest, UnusableAnswerError
+from megatron_r1.types import Rollout
+from megatron_r1.weights.labels import ForeignWeightsError
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 10.0
+_MAX_UNUSABLE = 5
+_REFUSED_STATUS = range(400, 500)
+
+Outcome = tuple[ResponseRequest, Rollout] | BaseException
+
+
+@dataclass
+class PoolCounts:
+    """What had to be done again."""
+
+    lost_connections: int = 0
+    timeouts: int = 0
+    unusable_answers: int = 0
+
+
+class RequestPool:
+    """Answers to requests, as they come."""
+
+    def __init__(
+        self,
+        requests: Sequence[ResponseRequest],
+        urls: Sequence[str],
+        config: SglangConfig,
+        *,
+        make_body: Callable[[ResponseRequest, str], dict[str, Any]],
+        read_answer: Callable[[Any, ResponseRequest], Rollout],
+        first_server: int = 0,
+    ) -> None:
+        """`make_body` takes a request and its id; the servers are taken in turn, from
+        `first_server`."""
+        self._requests = requests
+        self._urls = urls
+        self._config = config
+        self._make_body = make_body
+        self._read_answer = read_answer
+        self._first_server = first_server
+        self._outcomes: queue.Queue[Outcome] = queue.Queue()
+        self.counts = PoolCounts()
+
+    @contextmanager
+    def running(self) -> Iterator[queue.Queue[Outcome]]:
+        """Send everything; yield the queue of outcomes, in which an exception is the last. What is
+        under way at the end of the block is given up."""
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(self._run())
+        thread = threading.Thread(target=_run_to_end, args=(loop, task), name="rollout-requests")
+        thread.start()
+        try:
+            yield self._outcomes
+        finally:
+            loop.call_soon_threadsafe(task.cancel)
+            thread.join()
+            loop.close()
+
+    async def _run(self) -> None:
+        import aiohttp
+
+        room = asyncio.Semaphore(self._config.max_batch)
+        timeout = aiohttp.ClientTimeout(total=self._config.request_timeout_s)
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    for index, request in enumerate(self._requests):
+                        await room.acquire()
+                        task = tasks.create_task(self._ask(session, index, request))
+                        task.add_done_callback(lambda _: room.release())
+            except BaseExceptionGroup as group:
+                self._outcomes.put(group.exceptions[0])
+
+    async def _ask(self, session: Any, index: int, request: ResponseRequest) -> None:
+        """Ask for one response until there is one."""
+        import aiohttp
+
+        counts, config = self.counts, self._config
+        asked_s, pause_s, unusable = time.monotonic(), _FIRST_PAUSE_S, 0
+        attempt = self._first_server + index
+        while True:
+            url = self._urls[attempt % len(self._urls)]
+            try:
+                rollout = self._read_answer(await self._send(session, url, request), request)
+            except TimeoutError:
+                counts.timeouts += 1
+                reason = f"no answer within rollout.request_timeout_s = {config.request_timeout_s}"
+            except (aiohttp.ClientError, OSError) as error:
+                counts.lost_connections += 1
+                reason = f"{type(error).__name__}: {error}"
+            except UnusableAnswerError as error:
+                counts.unusable_answers += 1
+                unusable += 1
+                reason = str(error)
+            except ForeignWeightsError as error:
+                raise EngineError(
+                    f"{url} answered with weights {error}, which this run never published. If "
+                    "another program uses this server, give each its own; if it was started anew "
+                    "outside of this run, start the run again and it publishes first"
+                ) from error
+            else:
+                self._outcomes.put((request, rollout))
+                return
+            if unusable == _MAX_UNUSABLE or time.monotonic() - asked_s > config.give_up_s:
+                raise EngineError(
+                    f"no usable response to prompt {request.prompt.id} in "
+                    f"{time.monotonic() - asked_s:.0f} s (rollout.give_up_s = {config.give_up_s}) "
+                    f"and {unusable} of {_MAX_UNUSABLE} answers; the last, from {url}: {reason}"
+                )
+            attempt += 1
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _send(self, session: Any, url: str, request: ResponseRequest) -> Any:
+        """One attempt, under an id of its own: a server may still be at work on the one before."""
+        body = self._make_body(
+            request, f"{request.prompt.draw}-{request.sample}-{uuid.uuid4().hex}"
+        )
+        async with session.post(f"{url}/generate", json=body) as response:
+            if response.status in _REFUSED_STATUS:
+                raise UnusableAnswerError(f"{response.status}: {(await response.text())[:1000]}")
+            response.raise_for_status()
+            try:
+                return await response.json()
+            except ValueError as error:
+                raise UnusableAnswerError(f"no JSON: {error}") from error
+
+
+def _run_to_end(loop: asyncio.AbstractEventLoop, task: asyncio.Task) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_until_complete(task)
+    except asyncio.CancelledError:
+        pass

@@ -1,0 +1,133 @@
+"""One response over HTTP: what is asked of a server, and what its answer means. No network here."""
+
+from __future__ import annotations
+
+import base64
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.rollout.engine import SamplingParams
+from megatron_r1.rollout.sampling import stream_key
+from megatron_r1.types import FinishReason, Prompt, Rollout, VersionSpan
+from megatron_r1.weights.labels import version_of
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ResponseRequest:
+    """One sample of one prompt."""
+
+    prompt_index: int
+    prompt: Prompt
+    sample: int
+
+
+class UnusableAnswerError(Exception):
+    """An answer that is not what was asked for, or a response that the server gave up. Says why."""
+
+
+def request_body(
+    request: ResponseRequest,
+    params: SamplingParams,
+    *,
+    request_id: str,
+    stop_id: int,
+    keyed_sampling: bool,
+    routed_experts: bool,
+) -> Json:
+    """The JSON of SGLang's /generate."""
+    sampling: Json = {
+        "max_new_tokens": params.max_response_tokens,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "top_k": params.top_k or -1,
+        "stop_token_ids": [stop_id],
+    }
+    if keyed_sampling:
+        # SGLang takes a signed number of 64 bits.
+        key = stream_key(params.seed, request.prompt.draw, request.sample)
+        sampling["sampling_seed"] = key >> 1
+    body: Json = {
+        "rid": request_id,
+        "input_ids": list(request.prompt.token_ids),
+        "sampling_params": sampling,
+        "return_logprob": True,
+    }
+    if routed_experts:
+        body["return_routed_experts"] = True
+    return body
+
+
+def read_response(
+    answer: Any,
+    request: ResponseRequest,
+    params: SamplingParams,
+    *,
+    tokenizer: Tokenizer,
+    owner: str,
+    experts_shape: tuple[int, int] | None = None,
+) -> Rollout:
+    """The rollout of an answer, after a look at whether it can be one.
+
+    Args:
+        owner: whose weights it must have been sampled from.
+        experts_shape: layers, and experts of a token, where they were asked for.
+    Raises:
+        UnusableAnswerError: fields are missing or do not agree with each other, or the server ended
+            the response before its time.
+        ForeignWeightsError: from weights of another owner.
+    """
+    try:
+        meta = answer["meta_info"]
+        token_ids = tuple(int(token) for token in answer["output_ids"])
+        reason = str(meta["finish_reason"]["type"])
+        pairs = [
+            (float(logprob), int(token)) for logprob, token, *_ in meta["output_token_logprobs"]
+        ]
+        labels = [(s["version"], int(s["start"]), int(s["end"])) for s in meta["weight_versions"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnusableAnswerError(
+            f"{type(error).__name__}: {error} in {str(answer)[:300]}"
+        ) from error
+    if reason not in FinishReason.__members__:
+        raise UnusableAnswerError(f"finish_reason {meta['finish_reason']}")
+    if reason == "length" and len(token_ids) != params.max_response_tokens:
+        raise UnusableAnswerError(
+            f"cut off after {len(token_ids)} of {params.max_response_tokens} tokens: the server's "
+            "context is too short"
+        )
+    if not token_ids or tuple(token for _, token in pairs) != token_ids:
+        raise UnusableAnswerError(
+            f"{len(token_ids)} tokens with log-probabilities of {len(pairs)} others"
+        )
+    if not all(logprob <= 1e-6 and math.isfinite(logprob) for logprob, _ in pairs):
+        raise UnusableAnswerError("a log-probability is above 0 or not finite")
+    spans = tuple(VersionSpan(version_of(label, owner), *ends) for label, *ends in labels)
+    return Rollout(
+        sample=request.sample,
+        token_ids=token_ids,
+        logprobs=tuple(logprob for logprob, _ in pairs),
+        finish_reason=FinishReason(reason),
+        weight_version=spans[-1].version,
+        text=tokenizer.decode(token_ids),
+        version_spans=spans if len(spans) > 1 else (),
+        routed_experts=_routed_experts(meta, request, len(token_ids), experts_shape),
+    )
+
+
+def _routed_experts(
+    meta: Json, request: ResponseRequest, num_tokens: int, shape: tuple[int, int] | None
+) -> np.ndarray | None:
+    if shape is None:
+        return None
+    num_passes = len(request.prompt.token_ids) + num_tokens - 1
+    try:
+        flat = np.frombuffer(base64.b64decode(meta["routed_experts"]), np.int32)
+        return flat.reshape(num_passes, *shape)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnusableAnswerError(f"routed experts: {error!r}") from error

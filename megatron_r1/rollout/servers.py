@@ -1,0 +1,278 @@
+"""The rollout servers of a job, on its main rank: started, looked after, ended; or found by URL.
+
+A server that this job started is started again when it dies or says nothing, on its port and from
+the newest published weights, so that whoever asks it needs to know nothing of that.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_r1.config.model import ModelConfig
+from megatron_r1.config.rollout import SglangConfig
+from megatron_r1.errors import EngineError
+from megatron_r1.platform import sglang_cpu
+from megatron_r1.rollout.server_api import (
+    NoAnswerError,
+    RefusedError,
+    call,
+    is_healthy,
+    samples_at_once,
+)
+from megatron_r1.rollout.server_args import (
+    check_installed,
+    choose_port,
+    server_command,
+    server_environment,
+)
+from megatron_r1.rollout.server_check import check_server
+from megatron_r1.rollout.server_process import ServerProcess
+from megatron_r1.telemetry.progress import Progress
+
+_POLL_S = 0.2
+_PORT_TRIES = 3
+_QUICK_S = 2.0
+_ANSWER_S = 30.0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A Hugging Face directory, and what its weights are called."""
+
+    directory: Path
+    label: str
+
+
+@dataclass
+class _Local:
+    """A server that this job started."""
+
+    index: int
+    port: int
+    process: ServerProcess | None = None
+    num_restarts: int = 0
+    """Since the last publish."""
+
+
+class Servers:
+    """Holds URLs of servers that serve this job's model."""
+
+    def __init__(
+        self,
+        config: SglangConfig,
+        model: ModelConfig,
+        *,
+        dtype: str,
+        log_dir: Path,
+        on_cuda: bool,
+        show_progress: bool = True,
+    ) -> None:
+        """Look whether servers can be had; none is started before the first `bring_up`.
+
+        Raises:
+            EngineError: SGLang is missing, a port is taken, or a running server is not the one.
+        """
+        self._config = config
+        self._model = model
+        self._dtype = dtype
+        self._log_dir = log_dir
+        self._on_cuda = on_cuda
+        self._show_progress = show_progress
+        self._attached = list(config.urls)
+        self._weights: Weights | None = None
+        self.num_restarts = 0
+        """Of all servers, since the beginning."""
+        check_installed(on_cuda=on_cuda)
+        for url in self._attached:
+            check_server(url, model, config)
+        num_own = 0 if self._attached else config.num_servers
+        self._locals = [_Local(index, choose_port(config, index)) for index in range(num_own)]
+        # Servers live no longer than the thread that starts them: all is done in this one.
+        self._keeper = ThreadPoolExecutor(1, thread_name_prefix="rollout-servers")
+        self._look: Future[None] | None = None
+        self._asked_s = 0.0
+        self._are_paused = False
+        self._closing = threading.Event()
+
+    @property
+    def urls(self) -> list[str]:
+        return self._attached or [self._url(server) for server in self._locals]
+
+    @property
+    def pids(self) -> list[int]:
+        """Process groups of the servers that were started here."""
+        return [server.process.pid for server in self._locals if server.process is not None]
+
+    def bring_up(self, weights: Weights) -> list[str]:
+        """Have every server run and answer. From now on servers are started from `weights`.
+
+        Returns: URLs of those that were just started from them; the others hold what they held.
+        Raises:
+            EngineError: a server does not start, does not answer, or serves another model.
+        """
+        return self._keeper.submit(self._bring_up, weights).result()
+
+    def look_after(self) -> None:
+        """Called now and then while servers sample: what has died or hangs is started again, in the
+        background.
+
+        Raises:
+            EngineError: that failed, or was necessary too often.
+        """
+        if self._look is not None:
+            if not self._look.done():
+                return
+            self._look.result()
+        self._look = self._keeper.submit(self._restart_lost)
+
+    def pause(self, urls: Iterable[str]) -> None:
+        """Interrupt what is being sampled; it goes on after `resume`, from where it was."""
+        self._are_paused = True
+        for url in urls:
+            call(url, "/pause_generation", {"mode": "retract"}, timeout_s=_ANSWER_S)
+
+    def resume(self, urls: Iterable[str]) -> None:
+        """Go on sampling. A server that is lost has nothing to go on with."""
+        for url in urls:
+            try:
+                call(url, "/continue_generation", {}, timeout_s=_ANSWER_S)
+            except (NoAnswerError, RefusedError):
+                pass
+        self._are_paused = False
+
+    def close(self) -> None:
+        """End the servers that were started here, and the start of any that is under way."""
+        self._closing.set()
+        self._keeper.submit(self._stop).result()
+        self._keeper.shutdown()
+
+    def _bring_up(self, weights: Weights) -> list[str]:
+        first = self._weights is None
+        self._weights = weights
+        for server in self._locals:
+            server.num_restarts = 0
+        lost = [server for server in self._locals if not self._answers(server)]
+        self._start(lost, again=not first)
+        return [self._url(server) for server in lost]
+
+    def _restart_lost(self) -> None:
+        if self._are_paused:
+            return  # it would say nothing; whoever paused it finds out what becomes of it
+        lost = [server for server in self._locals if server.process.exit_code is not None]
+        if not lost and time.monotonic() - self._asked_s > self._config.health_every_s:
+            lost = [server for server in self._locals if not self._answers(server)]
+            self._asked_s = time.monotonic()
+        self._start(lost, again=True)
+
+    def _answers(self, server: _Local) -> bool:
+        if server.process is None or server.process.exit_code is not None:
+            return False
+        url, timeout_s = self._url(server), self._config.health_timeout_s
+        quick_s = min(_QUICK_S, timeout_s)
+        return samples_at_once(url, timeout_s=quick_s) or is_healthy(url, timeout_s=timeout_s)
+
+    def _start(self, servers: Sequence[_Local], *, again: bool) -> None:
+        """Start these side by side, and return when all of them answer."""
+        if not servers:
+            return
+        for server in servers:
+            if again:
+                self._count_restart(server)
+            self._launch(server)
+        self._asked_s = time.monotonic()
+        label = "restarting SGLang" if again else "starting SGLang"
+        with Progress(
+            len(servers), "servers", label, every_s=5.0, enabled=self._show_progress
+        ) as progress:
+            for done, server in enumerate(servers):
+                progress.update(done, f"log in {self._log(server)}")
+                self._wait(server, progress, done, port_is_known=again)
+            progress.update(len(servers))
+
+    def _count_restart(self, server: _Local) -> None:
+        ending = "says nothing" if server.process.exit_code is None else "has ended"
+        words = _last_lines(server.process.output())
+        server.process.kill()
+        server.num_restarts += 1
+        self.num_restarts += 1
+        if server.num_restarts > self._config.max_restarts:
+            raise EngineError(
+                f"rollout server {server.index} {ending}, after rollout.max_restarts = "
+                f"{self._config.max_restarts} restarts. The end of {self._log(server)}:\n{words}"
+            )
+
+    def _launch(self, server: _Local) -> None:
+        command = server_command(
+            self._config,
+            port=server.port,
+            model_dir=self._weights.directory,
+            label=self._weights.label,
+            dtype=self._dtype,
+            has_experts=hasattr(self._model, "num_experts"),
+            on_cuda=self._on_cuda,
+        )
+        environment = server_environment(self._config, on_cuda=self._on_cuda)
+        server.process = ServerProcess(command, environment=environment, log=self._log(server))
+
+    def _wait(self, server: _Local, progress: Progress, done: int, *, port_is_known: bool) -> None:
+        """Return when the server answers and has turned out to be what was started. Where its port
+        was taken meanwhile it gets another, unless that is known to those who ask it."""
+        started_s, ports_left = time.monotonic(), _PORT_TRIES
+        while not is_healthy(self._url(server), timeout_s=_ANSWER_S):
+            progress.update(done)
+            waited_s = time.monotonic() - started_s
+            if self._closing.is_set():
+                raise EngineError("the run ended while a rollout server was started")
+            if server.process.exit_code is not None:
+                words = server.process.output()
+                may_move = not (self._config.port or port_is_known) and ports_left
+                if may_move and _port_was_lost(words):
+                    ports_left -= 1
+                    server.port = choose_port(self._config, server.index)
+                    self._launch(server)
+                    continue
+                raise EngineError(
+                    f"rollout server {server.index} ended while it started. The end of "
+                    f"{self._log(server)}:\n{_last_lines(words)}"
+                )
+            if waited_s > self._config.start_timeout_s:
+                server.process.kill()
+                raise EngineError(
+                    f"rollout server {server.index} did not answer within rollout.start_timeout_s ="
+                    f" {self._config.start_timeout_s}. Raise it, or see {self._log(server)}"
+                )
+            time.sleep(_POLL_S)
+        if not self._on_cuda and sglang_cpu.PLUGIN_LOADED not in server.process.output():
+            server.process.kill()
+            raise EngineError(
+                f"rollout server {server.index} runs without the plugin that SGLang needs on a CPU:"
+                f" {self._log(server)} does not say that it is in place"
+            )
+        check_server(self._url(server), self._model, self._config, label=self._weights.label)
+
+    def _stop(self) -> None:
+        running = [server.process for server in self._locals if server.process is not None]
+        stops = [threading.Thread(target=process.stop) for process in running]
+        for stop in stops:
+            stop.start()
+        for stop in stops:
+            stop.join()
+
+    def _url(self, server: _Local) -> str:
+        return f"http://{self._config.host}:{server.port}"
+
+    def _log(self, server: _Local) -> Path:
+        return self._log_dir / f"server_{server.index}.log"
+
+
+def _port_was_lost(output: str) -> bool:
+    return "address already in use" in output.lower()
+
+
+def _last_lines(output: str) -> str:
+    return "\n".join(output.strip().splitlines()[-15:])

@@ -1,0 +1,188 @@
+"""SGLang servers decode; the leader of each replica asks for the responses to its own prompts.
+
+The servers belong to the job's main rank (`servers.py`), the requests to each leader
+(`request_pool.py`), and what leaders receive they pass on to the other ranks of their replica,
+group by group.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+
+import torch.distributed as dist
+
+from megatron_r1.config.model import MixtureConfig, ModelConfig
+from megatron_r1.config.rollout import SglangConfig
+from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.errors import UserError
+from megatron_r1.parallel.exchange import broadcast_object, main_rank_answers
+from megatron_r1.parallel.layout import Layout
+from megatron_r1.rollout.engine import OnProgress, SamplingParams, check_context
+from megatron_r1.rollout.request_pool import Outcome, RequestPool
+from megatron_r1.rollout.responses import ResponseRequest, read_response, request_body
+from megatron_r1.rollout.servers import Servers
+from megatron_r1.types import Prompt, Rollout, RolloutGroup
+from megatron_r1.weights.publish import Publisher
+
+_LOOK_S = 0.5
+_POLL_S = 0.01
+
+
+class SglangEngine:
+    """A `RolloutEngine` on servers that hold a copy of the weights."""
+
+    def __init__(
+        self,
+        config: SglangConfig,
+        model: ModelConfig,
+        layout: Layout,
+        tokenizer: Tokenizer,
+        publisher: Publisher,
+        servers: Servers | None,
+    ) -> None:
+        """`servers` are the main rank's; None on the others."""
+        self._config = config
+        self._model = model
+        self._layout = layout
+        self._tokenizer = tokenizer
+        self._publisher = publisher
+        self._servers = servers
+        self._metrics: Mapping[str, tuple[float, float]] = {}
+
+    def publish(self, version: int) -> Mapping[str, float]:
+        return self._publisher.publish(version)
+
+    @property
+    def metrics(self) -> Mapping[str, tuple[float, float]]:
+        return self._metrics
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        *,
+        weight_version: int,
+        on_progress: OnProgress | None = None,
+    ) -> Iterator[RolloutGroup]:
+        """Yield this replica's groups, on its leader as they arrive. Every rank of the replica must
+        iterate to the end.
+
+        Raises:
+            EngineError: no server gives usable answers, or one holds weights of someone else.
+        """
+        assert weight_version == self._publisher.version, "publish before you sample"
+        check_context(prompts, params, self._model.max_positions)
+        replica = self._layout.replica
+        if not self._layout.is_leader:
+            for _ in prompts:
+                group = broadcast_object(None, replica)
+                if isinstance(group, UserError):
+                    raise group
+                yield group
+            return
+        try:
+            for group in self._groups(prompts, params, on_progress):
+                yield broadcast_object(group, replica)
+        except UserError as error:
+            broadcast_object(error, replica)
+            error.one_rank = True  # other leaders may be well
+            raise
+
+    def _groups(
+        self, prompts: Sequence[Prompt], params: SamplingParams, on_progress: OnProgress | None
+    ) -> Iterator[RolloutGroup]:
+        """Each group when its last response is there."""
+        requests = [
+            ResponseRequest(index, prompt, sample)
+            for index, prompt in enumerate(prompts)
+            for sample in range(params.num_samples)
+        ]
+        pool = self._pool(requests, params)
+        waiting: dict[int, list[Rollout]] = {}
+        num_tokens = 0
+        restarts_before = self._num_restarts
+        with pool.running() as outcomes:
+            for num_done in range(1, len(requests) + 1):
+                request, rollout = self._next(outcomes)
+                num_tokens += len(rollout.token_ids)
+                if on_progress is not None:
+                    on_progress(num_done, num_tokens)
+                rollouts = waiting.setdefault(request.prompt_index, [])
+                rollouts.append(rollout)
+                if len(rollouts) == params.num_samples:
+                    del waiting[request.prompt_index]
+                    by_sample = tuple(sorted(rollouts, key=lambda rollout: rollout.sample))
+                    yield RolloutGroup(prompt=request.prompt, rollouts=by_sample)
+        assert not waiting, f"groups without all of their responses: {sorted(waiting)}"
+        self._wait_for_other_leaders()
+        restarts = self._num_restarts - restarts_before
+        counts = {**asdict(pool.counts), "server_restarts": restarts}
+        self._metrics = {f"rollout/{name}": (float(n), 0.0) for name, n in counts.items()}
+
+    def _pool(self, requests: Sequence[ResponseRequest], params: SamplingParams) -> RequestPool:
+        config, model = self._config, self._model
+        experts_shape = None
+        if config.routed_experts and isinstance(model, MixtureConfig):
+            experts_shape = (model.num_layers, model.experts_per_token)
+
+        def make_body(request: ResponseRequest, request_id: str) -> dict:
+            return request_body(
+                request,
+                params,
+                request_id=request_id,
+                stop_id=self._tokenizer.eos_id,
+                keyed_sampling=config.keyed_sampling,
+                routed_experts=experts_shape is not None,
+            )
+
+        return RequestPool(
+            requests,
+            [config.router_url] if config.router_url else self._publisher.urls,
+            config,
+            make_body=make_body,
+            read_answer=partial(
+                read_response,
+                params=params,
+                tokenizer=self._tokenizer,
+                owner=self._publisher.owner,
+                experts_shape=experts_shape,
+            ),
+            first_server=self._layout.dp_cp.rank,
+        )
+
+    def _next(self, outcomes: queue.Queue[Outcome]) -> tuple[ResponseRequest, Rollout]:
+        """The next response; the main rank looks after the servers while it waits."""
+        while True:
+            try:
+                outcome = outcomes.get(timeout=_LOOK_S)
+            except queue.Empty:
+                self._look_after_servers()
+                continue
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+
+    def _wait_for_other_leaders(self) -> None:
+        """The main rank's servers may be lost while others still ask them."""
+        leaders = self._layout.dp_cp
+        if leaders.size == 1:
+            return
+        all_are_here = dist.barrier(group=leaders.group, async_op=True)
+        while not all_are_here.is_completed():
+            time.sleep(_POLL_S)
+            self._look_after_servers()
+        all_are_here.wait()
+
+    def _look_after_servers(self) -> None:
+        if self._servers is not None:
+            self._servers.look_after()
+        elif not main_rank_answers():
+            raise RuntimeError("the main rank, which looks after the servers, has ended")
+
+    @property
+    def _num_restarts(self) -> int:
+        return self._servers.num_restarts if self._servers is not None else 0

@@ -1,0 +1,85 @@
+"""Weights through a Hugging Face directory: for servers that share a file system with the trainer.
+
+The ranks write their shards as for a checkpoint, the main rank makes a Hugging Face directory of
+them, and every server reads it. No rank holds more than its own shards and one tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron.core import dist_checkpointing
+
+from megatron_r1.checkpoint.hf_export import export_hf
+from megatron_r1.checkpoint.record import POLICY, TOKENIZER, write_record
+from megatron_r1.checkpoint.safetensors_dir import read_json
+from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.models.policy import Policy
+from megatron_r1.parallel.exchange import on_main_rank
+from megatron_r1.rollout.server_api import NoAnswerError, RefusedError, call
+from megatron_r1.weights.transport import SendError
+
+
+class DirectoryTransport:
+    """A `WeightTransport` by files."""
+
+    def __init__(
+        self, policy: Policy, tokenizer: Tokenizer, directory: Path, *, timeout_s: float
+    ) -> None:
+        """`directory` is emptied; it has to be the same for all ranks and servers."""
+        self._policy = policy
+        self._tokenizer = tokenizer
+        self._directory = directory.resolve()
+        self._timeout_s = timeout_s
+        self._newest: Path | None = None
+
+    def prepare(self, label: str) -> Path:
+        """Export the policy. The directory before this one stays, since servers may read it."""
+        shards, final = self._directory / "shards", self._directory / label
+
+        def begin() -> None:
+            for path in self._directory.glob("*"):
+                if path != self._newest:
+                    shutil.rmtree(path, ignore_errors=True)
+            (shards / POLICY).mkdir(parents=True)
+            (shards / TOKENIZER).mkdir()
+            own_config = Path(self._tokenizer.path) / "config.json"
+            if own_config.is_file():  # the model came with one
+                shutil.copyfile(own_config, shards / TOKENIZER / "config.json")
+
+        def finish() -> None:
+            write_record(shards, self._policy.config, loop={}, layout="")
+            export_hf(shards, final, show_progress=False)
+            self._set_stop_token(final / "config.json")
+            shutil.rmtree(shards)
+
+        on_main_rank(begin)
+        weights = {"model": self._policy.sharded_state_dict()}
+        dist_checkpointing.save(weights, str(shards / POLICY))
+        on_main_rank(finish)
+        self._newest = final
+        return final
+
+    def send(self, label: str, urls: Sequence[str]) -> None:
+        request = {"model_path": str(self._newest), "weight_version": label}
+
+        def load() -> str | None:
+            for url in urls:
+                try:
+                    call(url, "/update_weights_from_disk", request, timeout_s=self._timeout_s)
+                except (NoAnswerError, RefusedError) as error:
+                    return str(error)
+            return None
+
+        failure = on_main_rank(load)
+        if failure is not None:
+            raise SendError(failure)
+
+    def _set_stop_token(self, config_file: Path) -> None:
+        """Servers are asked for token ids, and end a response at the tokenizer's one end, as
+        decoding here does. Where the file says nothing, transformers has a token of its own."""
+        config_json = read_json(config_file) | {"eos_token_id": self._tokenizer.eos_id}
+        config_file.write_text(json.dumps(config_json, indent=2) + "\n")

@@ -1,0 +1,125 @@
+"""A new version of the policy in every rollout server: bring up, pause, send, check, resume.
+
+A publish that fails half-way is repeated from the start, and ends only when all servers have been
+seen with the same weights under the same label.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from megatron_r1.config.rollout import SglangConfig
+from megatron_r1.errors import EngineError
+from megatron_r1.parallel.exchange import on_main_rank
+from megatron_r1.rollout.server_api import NoAnswerError, RefusedError, checksums, weight_label
+from megatron_r1.rollout.servers import Servers, Weights
+from megatron_r1.weights.labels import make_label
+from megatron_r1.weights.transport import SendError, WeightTransport
+
+_TRIES = 3
+
+
+class Publisher:
+    """Publishes one policy. Every rank of the job has one, and calls it in step."""
+
+    def __init__(
+        self, transport: WeightTransport, servers: Servers | None, config: SglangConfig
+    ) -> None:
+        """`servers` are the main rank's; None on the others."""
+        self._transport = transport
+        self._servers = servers
+        self._config = config
+        self._num_publishes = 0
+        self._times_s: dict[str, float] = {}
+        self.owner: str = on_main_rank(lambda: uuid.uuid4().hex[:8])
+        """Tells this policy's weights from those of any other, of whatever run."""
+        self.version: int | None = None
+        """What the servers hold; None before the first publish."""
+        self.urls: list[str] = []
+
+    def publish(self, version: int) -> Mapping[str, float]:
+        """Put the policy as it is now into all servers. Returns the times of the parts.
+
+        Raises:
+            EngineError: a server does not start, or will not take the weights.
+        """
+        label = make_label(version, self.owner)
+        self._times_s = {}
+        self.version = None
+        with self._timed("prepare"):
+            directory = self._transport.prepare(label)
+        for attempt in range(1, _TRIES + 1):
+            try:
+                self._deliver(label, directory)
+                break
+            except SendError as error:
+                if attempt == _TRIES:
+                    raise EngineError(
+                        f"the weights of version {version} could not be published in {_TRIES} "
+                        f"attempts; the last time: {error}"
+                    ) from error
+        self.version = version
+        self._num_publishes += 1
+        return {**self._times_s, "publish/attempts": float(attempt)}
+
+    def _deliver(self, label: str, directory: Path) -> None:
+        """Once through all servers.
+
+        Raises:
+            SendError: on every rank alike; some may hold the new weights, some the old.
+        """
+        with self._timed("bring_up"):
+            weights = Weights(directory, label)
+            fresh, self.urls = self._on_servers(
+                lambda servers: (servers.bring_up(weights), servers.urls)
+            )
+        due = [url for url in self.urls if url not in fresh]
+        with self._timed("pause"):
+            try:
+                self._on_servers(lambda servers: servers.pause(due))
+                with self._timed("send"):
+                    self._transport.send(label, due)
+                with self._timed("check"):
+                    self._on_servers(lambda _: self._check(label))
+            finally:
+                self._on_servers(lambda servers: servers.resume(due))
+
+    def _check(self, label: str) -> None:
+        """All servers say that they hold the label, and hold the same."""
+        every, timeout_s = self._config.check_weights_every, self._config.publish_timeout_s
+        for url in self.urls:
+            found = weight_label(url, timeout_s=timeout_s)
+            if found != label:
+                raise SendError(f"{url} holds weights {found!r} after {label!r} were sent")
+        if every == 0 or self._num_publishes % every:
+            return
+        first, *others = ((url, checksums(url, timeout_s=timeout_s)) for url in self.urls)
+        for url, found in others:
+            if found != first[1]:
+                name = min(found.items() ^ first[1].items())[0]
+                raise SendError(f"{url} and {first[0]} hold different weights, in {name} at least")
+
+    def _on_servers(self, action):
+        """Run on the main rank; what servers fail to do is a `SendError` on every rank."""
+
+        def attempt():
+            try:
+                return action(self._servers), None
+            except (NoAnswerError, RefusedError, SendError) as error:
+                return None, str(error)
+
+        result, failure = on_main_rank(attempt)
+        if failure is not None:
+            raise SendError(failure)
+        return result
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        started_s = time.monotonic()
+        yield
+        name = f"publish/{part}_s"
+        self._times_s[name] = self._times_s.get(name, 0.0) + time.monotonic() - started_s

@@ -1,0 +1,127 @@
+"""What is asked of a server and what its answer is taken for, without one."""
+
+from __future__ import annotations
+
+import base64
+import copy
+
+import pytest
+
+from megatron_r1.rollout.engine import SamplingParams
+from megatron_r1.rollout.responses import (
+    ResponseRequest,
+    UnusableAnswerError,
+    read_response,
+    request_body,
+)
+from megatron_r1.types import FinishReason, Prompt, VersionSpan
+from megatron_r1.weights.labels import ForeignWeightsError, make_label, version_of
+
+PROMPT = Prompt("p", 3, "", "", (5, 6, 7), "", "exact")
+REQUEST = ResponseRequest(prompt_index=0, prompt=PROMPT, sample=1)
+PARAMS = SamplingParams(
+    num_samples=2, max_response_tokens=4, temperature=0.9, top_p=0.95, top_k=0, seed=1
+)
+# int32 of 3 + 3 - 1 passes, one layer, 2 experts
+ROUTED = base64.b64encode(bytes(4 * 5 * 1 * 2)).decode()
+ANSWER = {
+    "output_ids": [8, 9, 0],
+    "meta_info": {
+        "finish_reason": {"type": "stop", "matched": 0},
+        "output_token_logprobs": [[-1.5, 8, None], [-0.5, 9, None], [-2.0, 0, None]],
+        "weight_versions": [
+            {"version": "40.mine", "start": 0, "end": 1},
+            {"version": "41.mine", "start": 1, "end": 3},
+        ],
+        "routed_experts": ROUTED,
+    },
+}
+
+
+class NumberTokenizer:
+    def decode(self, ids) -> str:
+        return " ".join(map(str, ids))
+
+
+def read(answer, **changes):
+    settings = {"tokenizer": NumberTokenizer(), "owner": "mine", **changes}
+    return read_response(answer, REQUEST, PARAMS, **settings)
+
+
+def changed(**changes):
+    answer = copy.deepcopy(ANSWER)
+    for name, value in changes.items():
+        (answer if name in answer else answer["meta_info"])[name] = value
+    return answer
+
+
+def test_an_answer_is_a_rollout():
+    rollout = read(ANSWER)
+    assert rollout.sample == 1 and rollout.token_ids == (8, 9, 0)
+    assert rollout.logprobs == (-1.5, -0.5, -2.0)
+    assert rollout.finish_reason is FinishReason.stop
+    assert rollout.version_spans == (VersionSpan(40, 0, 1), VersionSpan(41, 1, 3))
+    assert rollout.weight_version == 41
+    assert rollout.text == "8 9 0"
+    one = read(changed(weight_versions=[{"version": "40.mine", "start": 0, "end": 3}]))
+    assert one.weight_version == 40 and one.version_spans == ()
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ({"output_ids": [8, 9]}, "2 tokens with log-probabilities of 3"),
+        ({"output_ids": [8, 9, 1]}, "3 tokens"),
+        ({"output_ids": "garbage"}, "ValueError"),
+        ({"finish_reason": {"type": "abort", "message": "shutting down"}}, "shutting down"),
+        ({"finish_reason": {"type": "length", "length": 3}}, "cut off after 3 of 4 tokens"),
+        ({"finish_reason": None}, "TypeError"),
+        ({"output_token_logprobs": [[0.5, 8], [-0.5, 9], [-2.0, 0]]}, "above 0"),
+        ({"output_token_logprobs": [[float("nan"), 8], [-0.5, 9], [-2.0, 0]]}, "not finite"),
+        ({"output_token_logprobs": [[None, 8], [-0.5, 9], [-2.0, 0]]}, "TypeError"),
+    ],
+)
+def test_what_cannot_be_an_answer_is_refused_with_the_reason(what, said):
+    with pytest.raises(UnusableAnswerError, match=said):
+        read(changed(**what))
+
+
+@pytest.mark.parametrize("answer", [None, [], "busy", {"error": "busy"}, {"output_ids": [1]}])
+def test_other_json_is_refused(answer):
+    with pytest.raises(UnusableAnswerError):
+        read(answer)
+
+
+def test_routed_experts_have_a_row_for_each_pass():
+    rollout = read(ANSWER, experts_shape=(1, 2))
+    assert rollout.routed_experts.shape == (5, 1, 2) and not rollout.routed_experts.any()
+    with pytest.raises(UnusableAnswerError, match="routed experts"):
+        read(ANSWER, experts_shape=(3, 2))
+
+
+def test_labels_tell_version_and_owner():
+    assert version_of(make_label(40, "mine"), "mine") == 40
+    for foreign in ("40.theirs", "40", "default", "", "x.mine"):
+        with pytest.raises(ForeignWeightsError):
+            version_of(foreign, "mine")
+    with pytest.raises(ForeignWeightsError, match="someone"):
+        read(changed(weight_versions=[{"version": "someone", "start": 0, "end": 3}]))
+
+
+def test_a_request_says_how_to_sample():
+    body = request_body(
+        REQUEST, PARAMS, request_id="r", stop_id=0, keyed_sampling=True, routed_experts=False
+    )
+    sampling = body["sampling_params"]
+    assert body["input_ids"] == [5, 6, 7] and "return_routed_experts" not in body
+    assert (sampling["temperature"], sampling["top_p"], sampling["top_k"]) == (0.9, 0.95, -1)
+    assert sampling["max_new_tokens"] == 4 and sampling["stop_token_ids"] == [0]
+    assert 0 <= sampling["sampling_seed"] < 2**63
+    other = ResponseRequest(prompt_index=0, prompt=PROMPT, sample=0)
+    seeds = {
+        request_body(
+            request, PARAMS, request_id="r", stop_id=0, keyed_sampling=True, routed_experts=False
+        )["sampling_params"]["sampling_seed"]
+        for request in (REQUEST, other)
+    }
+    assert len(seeds) == 2

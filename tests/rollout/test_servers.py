@@ -1,0 +1,131 @@
+"""Starting a server and its ending, without SGLang: ports, commands, a child that goes with us."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from megatron_r1.config.load import load_config
+from megatron_r1.config.rollout import SglangConfig
+from megatron_r1.errors import ConfigError, EngineError
+from megatron_r1.rollout.server_args import choose_port, server_command
+from megatron_r1.rollout.server_process import ServerProcess
+
+SLEEPER = [sys.executable, "-c", "print('here', flush=True); import time; time.sleep(100)"]
+
+
+def wait_for(condition, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def arguments(config: SglangConfig, *, on_cuda: bool) -> dict[str, str | bool]:
+    command = server_command(
+        config,
+        port=1234,
+        model_dir="MODEL",
+        label="7.mine",
+        dtype="bfloat16",
+        has_experts=True,
+        on_cuda=on_cuda,
+    )
+    assert command[:3] == [sys.executable, "-m", "sglang.launch_server"]
+    found: dict[str, str | bool] = {}
+    for word in command[3:]:
+        if word.startswith("--"):
+            last, found[word[2:]] = word[2:], True
+        else:
+            found[last] = word
+    return found
+
+
+def test_a_servers_layout_is_its_arguments():
+    config = SglangConfig(tensor=4, expert=2, attention_data=2, server_args={"mem-fraction": "0.5"})
+    found = arguments(config, on_cuda=True)
+    assert (found["tp-size"], found["ep-size"], found["dp-size"]) == ("4", "2", "2")
+    assert found["enable-dp-attention"] is True
+    assert found["weight-version"] == "7.mine" and found["dtype"] == "bfloat16"
+    assert found["mem-fraction"] == "0.5"
+    assert "device" not in found and "attention-backend" not in found  # SGLang's own choice
+    assert arguments(config, on_cuda=False)["device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("tensor=2 expert=4", "rollout.expert = 4 does not divide rollout.tensor = 2"),
+        ("router_url=http://r:1", "rollout.router_url = http://r:1 needs rollout.urls"),
+        ("health_every_s=0", "rollout.health_every_s must be > 0"),
+        ("port=70000", "rollout.port must be in"),
+    ],
+)
+def test_impossible_settings(setting, said):
+    overrides = [f"rollout.{part}" for part in setting.split()]
+    with pytest.raises(ConfigError, match=said):
+        load_config(["rollout=sglang", *overrides])
+
+
+def test_dense_layers_that_sglang_would_overlook_are_refused():
+    overrides = ["model=tiny_qwen3_moe", "model.num_dense_layers=1", "data.max_prompt_tokens=64"]
+    overrides.append("rollout.max_response_tokens=16")
+    load_config(overrides).validate(1)
+    with pytest.raises(ConfigError, match="model.num_dense_layers = 1 with rollout.name = sglang"):
+        load_config([*overrides, "rollout=sglang"]).validate(1)
+
+
+def test_a_port_that_is_taken_is_named():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(EngineError, match=f"port {port} of this machine is taken"):
+            choose_port(SglangConfig(port=port - 1), 1)
+        assert choose_port(SglangConfig(), 0) != port
+    assert choose_port(SglangConfig(port=port), 0) == port
+
+
+def test_a_server_has_a_session_of_its_own_and_ends_frozen_or_not(tmp_path):
+    server = ServerProcess(SLEEPER, environment={"A": "1"}, log=tmp_path / "logs/server.log")
+    wait_for(lambda: "here" in server.output())
+    assert os.getsid(server.pid) == server.pid != os.getsid(0)
+    os.killpg(server.pid, signal.SIGSTOP)
+    assert server.exit_code is None
+    server.kill()
+    assert server.exit_code == -signal.SIGKILL
+    second = ServerProcess(SLEEPER, environment={}, log=tmp_path / "logs/server.log")
+    wait_for(lambda: "here" in second.output())
+    assert second.output() == "here\n"  # its own words, and not those before it in the log
+    second.stop()
+    assert second.exit_code == -signal.SIGTERM
+
+
+def test_a_server_ends_with_the_process_that_started_it(tmp_path):
+    code = f"""
+import time
+from pathlib import Path
+from megatron_r1.rollout.server_process import ServerProcess
+server = ServerProcess({SLEEPER!r}, environment={{}}, log=Path({str(tmp_path / "log")!r}))
+while "here" not in server.output():
+    time.sleep(0.02)
+print(server.pid, flush=True)
+time.sleep(100)
+"""
+    trainer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    pid = int(trainer.stdout.readline())
+    assert not is_gone(pid)
+    trainer.kill()
+    trainer.wait()
+    wait_for(lambda: is_gone(pid))

@@ -1,0 +1,152 @@
+"""What happens to a real SGLang server while it samples: publishes, deaths, other users."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from megatron_r1.errors import EngineError
+from megatron_r1.rollout.server_api import checksums, samples_at_once
+from megatron_r1.types import VersionSpan
+from megatron_r1.weights.transport import WeightTransport
+from tests.rollout.served import MAX_GAP, needs_sglang, prompts, put, serve, worst_gap
+from tests.test_bad_input import refused
+
+pytestmark = needs_sglang
+
+
+@pytest.fixture(scope="module")
+def deepseek(one_rank, tokenizer, tmp_path_factory):
+    settings = ["rollout.routed_experts=true", "rollout.health_every_s=2"]
+    settings += ["rollout.health_timeout_s=12"]
+    root = tmp_path_factory.mktemp("faults")
+    with serve(one_rank, tokenizer, root, "deepseek_v3", *settings) as served:
+        served.engine.publish(0)
+        yield served
+
+
+def test_a_rollout_goes_on_across_a_publish_and_says_so(deepseek):
+    """Tokens before it have the old weights' log-probabilities, those after it the new ones'."""
+    asked = prompts(4)
+    before = deepseek.version
+    old = {name: p.detach().clone() for name, p in deepseek.policy.named_parameters()}
+    result = {}
+
+    def sample():
+        result.update(deepseek.generate(asked, version=before, max_response_tokens=400))
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    [url] = deepseek.session.servers.urls
+    time.sleep(0.5)
+    for _ in range(5):  # each is a pass at least, and those before it in the queue took part
+        assert samples_at_once(url, timeout_s=60)
+    assert thread.is_alive()
+    deepseek.publish_changed(before + 1, seed=9)
+    thread.join()
+
+    continued = {key: r for key, r in result.items() if r.version_spans}
+    assert continued
+    for (draw, _), rollout in continued.items():
+        first, second = rollout.version_spans
+        assert first == VersionSpan(before, 0, second.start)
+        assert second == VersionSpan(before + 1, first.stop, len(rollout.token_ids))
+        assert rollout.weight_version == before + 1
+        assert deepseek.gap(asked[draw], rollout)[second.start :].abs().max() < MAX_GAP
+        assert deepseek.gap(asked[draw], rollout)[: first.stop].abs().max() > 10 * MAX_GAP
+    new = {name: p.detach().clone() for name, p in deepseek.policy.named_parameters()}
+    put(deepseek, old)
+    for (draw, _), rollout in continued.items():
+        stop = rollout.version_spans[0].stop
+        assert deepseek.gap(asked[draw], rollout)[:stop].abs().max() < MAX_GAP
+    put(deepseek, new)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_server_that_dies_or_freezes_is_started_again(deepseek, signal_number):
+    version = deepseek.version
+    asked = prompts(6)
+    undisturbed = deepseek.generate(asked, version=version, max_response_tokens=60)
+    [pid], [url] = deepseek.session.servers.pids, deepseek.session.servers.urls
+    held = checksums(url, timeout_s=30)
+    hits = []
+
+    def strike(finished: int, tokens: int) -> None:
+        if not hits:
+            os.killpg(pid, signal_number)
+            hits.append(finished)
+
+    rollouts = deepseek.generate(asked, version=version, max_response_tokens=60, on_progress=strike)
+    assert hits and hits[0] < len(rollouts)
+    assert deepseek.session.servers.pids != [pid] and deepseek.session.servers.urls == [url]
+    # What a server reads when it starts is what the one before it was given while it ran.
+    assert checksums(url, timeout_s=30) == held
+    assert deepseek.engine.metrics["rollout/server_restarts"][0] >= 1
+    # Every response once, from the weights that were published last, and the same as ever.
+    assert rollouts.keys() == undisturbed.keys()
+    assert all(r.weight_version == version for r in rollouts.values())
+    assert {k: r.token_ids for k, r in rollouts.items()} == {
+        k: r.token_ids for k, r in undisturbed.items()
+    }
+
+
+class StruckTransport:
+    """Sends as another does, but once a server is killed just before."""
+
+    def __init__(self, transport: WeightTransport, pid: int) -> None:
+        self._transport = transport
+        self._pid: int | None = pid
+
+    def prepare(self, label: str) -> Path:
+        return self._transport.prepare(label)
+
+    def send(self, label: str, urls: Sequence[str]) -> None:
+        if self._pid is not None:
+            os.killpg(self._pid, signal.SIGKILL)
+            self._pid = None
+        self._transport.send(label, urls)
+
+
+def test_a_server_that_dies_in_a_publish_gets_it_again(deepseek, tokenizer):
+    version = deepseek.version + 1
+    [pid] = deepseek.session.servers.pids
+    session = deepseek.session
+    transport = deepseek.session.directory_transport(deepseek.policy, tokenizer)
+    struck = StruckTransport(transport, pid)
+    deepseek.engine = session.engine(deepseek.policy, tokenizer, transport=struck)
+    metrics = deepseek.engine.publish(version)
+    assert metrics["publish/attempts"] == 2
+    assert worst_gap(deepseek, version) < MAX_GAP
+
+
+def test_a_running_server_is_attached_to_and_two_runs_on_it_are_noticed(
+    deepseek, one_rank, tokenizer, tmp_path
+):
+    version = deepseek.version
+    [url] = deepseek.session.servers.urls
+    running = [f"rollout.urls=[{url}]", "rollout.routed_experts=true"]
+    with serve(one_rank, tokenizer, tmp_path, "deepseek_v3", *running) as attached:
+        attached.engine.publish(5)
+        assert worst_gap(attached, 5) < MAX_GAP
+        with pytest.raises(EngineError, match=r"weights 5\.\w+, which this run never published"):
+            deepseek.generate(prompts(1), version=version)
+    deepseek.engine.publish(version)
+    assert worst_gap(deepseek, version) < MAX_GAP
+
+
+def test_a_server_of_another_model_is_refused(deepseek, tmp_path):
+    [url] = deepseek.session.servers.urls
+    overrides = ["stage=r1_zero", "rollout=sglang", f"rollout.urls=[{url}]", f"run.root={tmp_path}"]
+    overrides += ["rollout.max_response_tokens=16", "data.max_prompt_tokens=64"]
+    message = refused(*overrides, "model=tiny_dense")
+    assert "EngineError" in message and f"the server at {url} serves another model" in message
+    assert "DeepseekV3ForCausalLM" in message and "Qwen2ForCausalLM" in message
+    # Of the same architecture, but with 16 experts where tiny_v3 has 8.
+    message = refused(*overrides, "model=tiny_v3")
+    assert "num_experts 16 instead of 8" in message
