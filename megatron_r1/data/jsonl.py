@@ -47,14 +47,14 @@ def read_jsonl(path: str | Path, *, max_lines: int | None = None) -> list[Proble
 
 def _to_problem(line: bytes, path: Path, number: int) -> Problem:
     try:
-        return _parse(line, default_id=f"{path.stem}/{number}")
+        return problem_of(decode(line), default_id=f"{path.stem}/{number}")
     except ValueError as error:
         start = line[:60].decode("utf-8", errors="backslashreplace")
         raise DataError(f"{path}:{number}: {error}. The line starts {start!r}") from error
 
 
-def _parse(line: bytes, default_id: str) -> Problem:
-    """One line; raises ValueError with what is wrong."""
+def decode(line: bytes) -> dict[str, Any]:
+    """The object that a line holds; raises ValueError with what is wrong."""
     try:
         record = json.loads(line.decode("utf-8-sig").rstrip())
     except UnicodeDecodeError as error:
@@ -65,21 +65,27 @@ def _parse(line: bytes, default_id: str) -> Problem:
         raise ValueError("not a question: JSON nested too deeply to be read") from error
     if not isinstance(record, dict):
         raise ValueError(f"expected an object, got {type(record).__name__}")
-    question = _text(record, "question")
-    grader = _text(record, "grader") if "grader" in record else "math"
-    answer = "" if grader == "code" and "answer" not in record else _text(record, "answer")
+    return record
+
+
+def problem_of(record: dict[str, Any], default_id: str) -> Problem:
+    """One record, checked; raises ValueError with what is wrong."""
+    question = text_of(record, "question")
+    grader = text_of(record, "grader") if "grader" in record else "math"
+    answer = "" if grader == "code" and "answer" not in record else text_of(record, "answer")
     return Problem(
-        id=_text(record, "id") if "id" in record else default_id,
+        id=text_of(record, "id") if "id" in record else default_id,
         question=question,
         answer=answer,
         grader=grader,
         grader_data=_grader_data(grader, question, answer, record),
-        dataset=_text(record, "dataset") if "dataset" in record else "",
+        dataset=text_of(record, "dataset") if "dataset" in record else "",
         language=_language(record),
     )
 
 
-def _text(record: dict[str, Any], key: str) -> str:
+def text_of(record: dict[str, Any], key: str) -> str:
+    """A text that is there and says something; raises ValueError otherwise."""
     if key not in record:
         raise ValueError(f"key {key!r} is missing")
     value = record[key]
@@ -95,7 +101,7 @@ def _text(record: dict[str, Any], key: str) -> str:
 def _language(record: dict[str, Any]) -> str | None:
     if "language" not in record:
         return None
-    code = _text(record, "language")
+    code = text_of(record, "language")
     if code not in LANGUAGES:
         raise ValueError(f"'language' is {code!r}: choose one of {', '.join(LANGUAGES)}")
     return code
