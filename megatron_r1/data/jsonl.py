@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from megatron_r1.data.languages import LANGUAGES
 from megatron_r1.data.problems import Problem
 from megatron_r1.errors import ConfigError, DataError
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 GRADERS = ("math", "exact", "choice", "code")
 
 
@@ -93,7 +95,7 @@ def text_of(record: dict[str, Any], key: str) -> str:
         raise ValueError(f"{key!r} must be a string, got {type(value).__name__} {value!r}")
     if not value.strip():
         raise ValueError(f"{key!r} is empty")
-    if any("\ud800" <= char <= "\udfff" for char in value):
+    if _SURROGATE.search(value):
         raise ValueError(f"{key!r} holds half of a surrogate pair, which is no character")
     return value
 

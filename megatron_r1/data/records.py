@@ -20,7 +20,6 @@ from megatron_r1.data.jsonl import decode
 from megatron_r1.errors import DataError
 
 FORMATS = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
-_SHOWN_CHARS = 60
 _PARQUET_ROWS = 1_024
 
 
@@ -33,8 +32,8 @@ class Line:
     record: dict[str, Any] = field(default_factory=dict)
     error: str = ""
     """What is wrong; then there is no record."""
-    start: str = ""
-    """How a bad line starts."""
+    text: str = ""
+    """A bad line as it stands."""
 
     @property
     def where(self) -> str:
@@ -42,8 +41,8 @@ class Line:
 
     def fail(self, error: str) -> DataError:
         """The error that names this line."""
-        start = f" The line starts {self.start!r}" if self.start else ""
-        return DataError(f"{self.where}: {error}.{start}")
+        start = f". The line starts {self.text[:60]!r}" if self.text else ""
+        return DataError(f"{self.where}: {error}{start}")
 
 
 def read_lines(path: str | Path) -> Iterator[Line]:
@@ -97,8 +96,8 @@ def _json_lines(path: Path, file: IO[bytes]) -> Iterator[Line]:
         try:
             yield Line(path, number, decode(line.rstrip(b"\n")))
         except ValueError as error:
-            start = line[:_SHOWN_CHARS].decode("utf-8", errors="backslashreplace")
-            yield Line(path, number, error=str(error), start=start)
+            text = line.rstrip(b"\r\n").decode("utf-8", errors="backslashreplace")
+            yield Line(path, number, error=str(error), text=text)
 
 
 def _csv_rows(path: Path, file: IO[bytes]) -> Iterator[Line]:
@@ -115,7 +114,7 @@ def _csv_rows(path: Path, file: IO[bytes]) -> Iterator[Line]:
                 continue
             if len(row) != len(heading):
                 error = f"{len(row)} columns under {len(heading)} headings"
-                yield Line(path, number, error=error, start=",".join(row)[:_SHOWN_CHARS])
+                yield Line(path, number, error=error, text=",".join(row))
             else:
                 yield Line(path, number, dict(zip(heading, row, strict=True)))
     except (UnicodeDecodeError, csv.Error) as error:
