@@ -18,6 +18,7 @@ from megatron_r1.config import (
     algo,
     cluster,
     data,
+    evaluation,
     model,
     monitor,
     optimizer,
@@ -42,6 +43,7 @@ _SCHEMAS = {
     },
     "cluster": {"local_schema": cluster.ClusterConfig},
     "data": {"prompts_schema": data.DataConfig},
+    "evaluation": {"evaluation_schema": evaluation.EvaluationConfig},
     "model": {
         "deepseek_v3_schema": model.DeepseekV3Config,
         "grouped_query_schema": model.GroupedQueryConfig,

@@ -8,6 +8,7 @@ from pathlib import Path
 from megatron_r1.config.algo import AlgoConfig, KlPenaltyConfig
 from megatron_r1.config.cluster import ClusterConfig
 from megatron_r1.config.data import DataConfig, PromptSourceKind
+from megatron_r1.config.evaluation import EvaluationConfig
 from megatron_r1.config.model import GroupedQueryConfig, MixtureConfig, ModelConfig
 from megatron_r1.config.monitor import MonitorConfig
 from megatron_r1.config.optimizer import OptimizerConfig
@@ -55,6 +56,7 @@ class RunConfig:
     monitor: MonitorConfig
     data: DataConfig
     rollout: RolloutConfig
+    evaluation: EvaluationConfig
     precision: PrecisionConfig
     optimizer: OptimizerConfig
     cluster: ClusterConfig

@@ -102,12 +102,15 @@ class Session:
         Args:
             init_from: a run, one of its checkpoints, or a Hugging Face model.
         """
-        policy = megatron_step.policy
+        self.load_weights(megatron_step.policy, init_from)
+        megatron_step.optimizer.reload_model_params()
+
+    def load_weights(self, policy: Policy, init_from: Path) -> None:
+        """The same for a policy that will not be trained."""
         if is_hf_directory(init_from):
             on_every_rank(lambda: load_hf_weights(policy, init_from))
         else:
             load_weights(policy, resolve_checkpoint(init_from))
-        megatron_step.optimizer.reload_model_params()
 
     def say(self, message: str) -> None:
         """Print a line, once for the job."""
@@ -118,17 +121,26 @@ class Session:
 @contextmanager
 def open_session(config: RunConfig) -> Iterator[Session]:
     """Join the job, build its layout, take the run directory; give all back at the end."""
+    with open_reader(config) as session:
+        run_dirs: list[RunDir] = []
+        on_main_rank(lambda: run_dirs.append(RunDir(config)))
+        try:
+            yield session
+        finally:
+            for run_dir in run_dirs:
+                run_dir.close()
+
+
+@contextmanager
+def open_reader(config: RunConfig) -> Iterator[Session]:
+    """A session that trains nothing: the run directory stays another job's, if it is one's."""
     host = prepare()
     start_process_group(host, timeout_minutes=config.cluster.timeout_minutes)
     try:
         layout = enter_layout(config.parallel, seed=config.run.seed)
-        run_dirs: list[RunDir] = []
-        on_main_rank(lambda: run_dirs.append(RunDir(config)))
         try:
             yield Session(config=config, host=host, layout=layout, run_dir=config.run.dir)
         finally:
-            for run_dir in run_dirs:
-                run_dir.close()
             leave_layout()
     finally:
         stop_process_group()

@@ -26,7 +26,14 @@ from megatron_r1.telemetry.files import replace_file
 _LOCK = ".lock"
 _REPLACED = ".replaced"
 """Where `run.overwrite` puts what there was, until the new run has made a step."""
-_MAY_CHANGE_GROUPS = ("parallel.", "cluster.", "telemetry.", "monitor.", "stage.evaluation.")
+_MAY_CHANGE_GROUPS = (
+    "parallel.",
+    "cluster.",
+    "telemetry.",
+    "monitor.",
+    "stage.evaluation.",
+    "evaluation.",
+)
 _MAY_CHANGE = (
     ".num_steps",
     ".checkpoint_every_steps",
