@@ -1,4 +1,4 @@
-"""How the command lines of tools/ end: a user's mistake is one message and exit code 2."""
+"""How our command lines end: a user's mistake is one message and exit code 2."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from collections.abc import Callable
 from megatron_r1.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 
 
-def run_command(action: Callable[[], None]) -> int:
-    """Run `action`. Returns the exit code."""
+def run_command(action: Callable[[], None], *, speaks: bool = True) -> int:
+    """Run `action`. Returns the exit code.
+
+    Args:
+        speaks: False on the ranks of a job that repeat what the main rank says.
+    """
     try:
         action()
     except UserError as error:
+        if not speaks and not error.one_rank:
+            return EXIT_USER_ERROR
         return _fail(f"{type(error).__name__}: {error}", EXIT_USER_ERROR)
     except KeyboardInterrupt:
         return _fail("Stopped: start the same command again and it goes on", EXIT_INTERRUPTED)

@@ -34,9 +34,11 @@ ZERO = ["stage=r1_zero", "stage.num_steps=1", "stage.steps_per_phase=1", *SMALL]
 ZERO += ["stage.prompts_per_step=1", "stage.rollouts_per_prompt=2"]
 
 
-def train(*overrides: str, **environment: str) -> subprocess.CompletedProcess:
+def train(
+    *overrides: str, program: str = "megatron_r1.train", **environment: str
+) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "megatron_r1.train", *overrides],
+        [sys.executable, "-m", program, *overrides],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
@@ -177,6 +179,37 @@ def test_two_processes_in_one_run_directory(base, tmp_path):
     finally:
         first.kill()
         first.wait()
+
+
+EVALUATED = ["data.num_problems=3000", "data.heldout_problems=8", "data.corpus_frac=0.4"]
+EVALUATED += ["data.max_prompt_tokens=64", "rollout.max_response_tokens=16"]
+
+
+def test_a_checkpoint_is_evaluated_once_and_wrong_suites_are_named(base, tmp_path):
+    overrides = [str(base), *EVALUATED, f"run.root={tmp_path}", "run.name=measured"]
+    samples = "evaluation.suites.heldout.samples=2"
+    first = train(*overrides, samples, program="megatron_r1.evaluate")
+    assert first.returncode == 0, first.stderr[-4000:]
+    path = tmp_path / "measured/eval/heldout/heldout.json"
+    found = json.loads(path.read_text())
+    assert (found["problems"], found["samples"], len(found["by_problem"])) == (8, 2, 8)
+    right = sum(problem["right"] for problem in found["by_problem"])
+    assert found["measures"]["pass@1"]["value"] == right / 16
+    assert list(found["measures"]) == ["pass@1", "pass@2", "cons@2"]
+    assert {file.name for file in path.parents[1].glob("heldout.*")} == {
+        "heldout.json",
+        "heldout.md",
+        "heldout.png",
+    }
+    # Known already: nothing is sampled, and nothing written.
+    written = path.stat().st_mtime_ns
+    again = train(*overrides, samples, program="megatron_r1.evaluate")
+    assert "| heldout | pass@1" in again.stdout and path.stat().st_mtime_ns == written
+    (tmp_path / "aime.jsonl").write_text('{"prompt": "?"}\n')
+    wrong = ["evaluation=r1", f"evaluation.suites.aime.path={tmp_path}/aime.jsonl"]
+    refusal = train(*overrides, *wrong, program="megatron_r1.evaluate")
+    assert refusal.returncode == 2 and "Traceback" not in refusal.stderr
+    assert "aime.jsonl:1: no aime record: it lacks answer or Answer" in refusal.stderr
 
 
 def small_disk(directory: Path, megabytes: int) -> bool:

@@ -18,6 +18,7 @@ from megatron_r1.config import (
     algo,
     cluster,
     data,
+    evaluation,
     judge,
     model,
     monitor,
@@ -47,6 +48,7 @@ _SCHEMAS = {
     },
     "cluster": {"local_schema": cluster.ClusterConfig},
     "data": {"prompts_schema": data.DataConfig},
+    "evaluation": {"evaluation_schema": evaluation.EvaluationConfig},
     "judge": {"judge_schema": judge.JudgeConfig},
     "model": {
         "deepseek_v3_schema": model.DeepseekV3Config,

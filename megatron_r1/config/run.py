@@ -15,6 +15,7 @@ from megatron_r1.config.algo import (
 )
 from megatron_r1.config.cluster import ClusterConfig
 from megatron_r1.config.data import DataConfig, PromptSourceKind
+from megatron_r1.config.evaluation import EvaluationConfig
 from megatron_r1.config.judge import JudgeConfig
 from megatron_r1.config.model import (
     GroupedQueryConfig,
@@ -79,6 +80,7 @@ class RunConfig:
     monitor: MonitorConfig
     data: DataConfig
     rollout: RolloutConfig
+    evaluation: EvaluationConfig
     precision: PrecisionConfig
     optimizer: OptimizerConfig
     cluster: ClusterConfig

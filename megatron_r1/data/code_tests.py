@@ -19,6 +19,8 @@ class CodeTests:
     """Standard input and the expected output, compared word by word."""
     unit: str = ""
     """Python that raises where the solution, in the same namespace, is wrong."""
+    prelude: str = ""
+    """Python put before the solution: imports and helpers that the question gives."""
     limits: Mapping[str, float] | None = None
     """``cpu_s``, ``wall_s``, ``memory_mb`` of this problem."""
 
@@ -31,7 +33,7 @@ def check_tests(record: Any) -> CodeTests:
     """
     if not isinstance(record, dict):
         raise ValueError("'tests' must be an object with language, and stdio or unit")
-    unknown = set(record) - {"language", "stdio", "unit", "limits"}
+    unknown = set(record) - {"language", "stdio", "unit", "prelude", "limits"}
     if unknown:
         raise ValueError(f"'tests' has unknown keys: {', '.join(sorted(unknown))}")
     language = record.get("language", "python")
@@ -40,6 +42,9 @@ def check_tests(record: Any) -> CodeTests:
     unit, limits = record.get("unit", ""), record.get("limits", {})
     if not isinstance(unit, str) or (unit and language != "python"):
         raise ValueError("'tests.unit' must be Python source, for language python")
+    prelude = record.get("prelude", "")
+    if not isinstance(prelude, str) or (prelude and language != "python"):
+        raise ValueError("'tests.prelude' must be Python source, for language python")
     known = {"cpu_s", "wall_s", "memory_mb"}
     if not isinstance(limits, dict) or not all(
         name in known and isinstance(value, int | float) and value > 0
@@ -57,4 +62,4 @@ def check_tests(record: Any) -> CodeTests:
     if not stdio and not unit:
         raise ValueError("'tests' holds neither stdio nor unit")
     cases = tuple((case["input"], case["output"]) for case in stdio)
-    return CodeTests(language, cases, unit, limits)
+    return CodeTests(language, cases, unit, prelude, limits)

@@ -42,7 +42,7 @@ def read_records(
         if not line.strip():
             continue
         try:
-            records.append(parse(_object(line, what), number))
+            records.append(parse(decode(line, what), number))
         except ValueError as error:
             start = line[:60].decode("utf-8", errors="backslashreplace")
             raise DataError(f"{path}:{number}: {error}. The line starts {start!r}") from error
@@ -65,7 +65,8 @@ def text_of(record: dict[str, Any], key: str) -> str:
     return value
 
 
-def _object(line: bytes, what: str) -> dict[str, Any]:
+def decode(line: bytes, what: str = "record") -> dict[str, Any]:
+    """The object that a line holds; raises ValueError with what is wrong."""
     try:
         record = json.loads(line.decode("utf-8-sig").rstrip())
     except UnicodeDecodeError as error:

@@ -29,15 +29,15 @@ def read_jsonl(path: str | Path, *, max_lines: int | None = None) -> list[Proble
     stem = Path(path).stem
     return read_records(
         path,
-        lambda record, number: _to_problem(record, default_id=f"{stem}/{number}"),
+        lambda record, number: problem_of(record, default_id=f"{stem}/{number}"),
         what="problem",
         way_out="Set data.path or data.heldout_path to a JSONL file",
         max_lines=max_lines,
     )
 
 
-def _to_problem(record: dict[str, Any], *, default_id: str) -> Problem:
-    """One line; raises ValueError with what is wrong."""
+def problem_of(record: dict[str, Any], default_id: str) -> Problem:
+    """One record, checked; raises ValueError with what is wrong."""
     question = text_of(record, "question")
     grader = text_of(record, "grader") if "grader" in record else "math"
     answer = "" if grader == "code" and "answer" not in record else text_of(record, "answer")

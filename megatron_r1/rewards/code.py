@@ -58,6 +58,8 @@ def passes_tests(
     source = extract_code(response, tests.language)
     if source is None:
         return False, f"no {tests.language} code block"
+    if tests.prelude:
+        source = f"{tests.prelude}\n\n{source}"
     limits = _limits(tests, config)
     inputs = [stdin.encode() for stdin, _ in tests.stdio]
     if tests.language == "cpp":

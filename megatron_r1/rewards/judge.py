@@ -150,6 +150,11 @@ class Judge:
         with ThreadPoolExecutor(max_workers=self._config.max_parallel) as pool:
             return list(pool.map(lambda case: self.compare(*case[:3], sample=case[3]), cases))
 
+    def map_correct(self, cases: Sequence[tuple[str, str, str, int]]) -> list[Judgement]:
+        """`is_correct` for many (question, reference, answer, sample), several at once."""
+        with ThreadPoolExecutor(max_workers=self._config.max_parallel) as pool:
+            return list(pool.map(lambda case: self.is_correct(*case[:3], sample=case[3]), cases))
+
     @property
     def metrics(self) -> dict[str, float]:
         """Counts by kind, tokens and seconds of this object's requests, and what the cache gave."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 import multiprocessing.context
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import ModuleType, TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
@@ -28,6 +28,7 @@ from megatron_r1.rewards.mix import apply_group_rules, apply_rules, group_rules_
 from megatron_r1.rewards.registry import Rule
 from megatron_r1.types import Prompt, Reward, Rollout, RolloutGroup, ScoredGroup
 
+T = TypeVar("T")
 _MAX_POOL_RESTARTS = 3
 _POLL_S = 1.0
 
@@ -58,7 +59,7 @@ class _Pending:
     pool: ProcessPool
     future: ProcessFuture
 
-    def result(self) -> list[Reward]:
+    def result(self) -> Any:
         """Wait. Raises what the task raised, TimeoutError, ProcessExpired or BrokenProcessPool."""
         while not wait([self.future], timeout=_POLL_S).done:
             if not self.pool.active:
@@ -123,6 +124,18 @@ class RewardScorer:
                 for _, task in tasks:
                     task.future.cancel()
             raise
+
+    def call(self, function: Callable[..., T], *arguments: Any, timeout_s: float) -> T:
+        """Run something unbounded in a worker, which is ended where it takes too long.
+
+        Raises:
+            TimeoutError, ProcessExpired: it did, or took the worker with it.
+        """
+        if not self._pool.active:
+            self.close()
+            self._pool = self._start_pool()
+        future = self._pool.schedule(function, args=arguments, timeout=timeout_s)
+        return _Pending(self._pool, future).result()
 
     def _collect(
         self, group: RolloutGroup, tasks: Sequence[tuple[Sequence[Rollout], _Pending]]

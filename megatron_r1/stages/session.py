@@ -254,12 +254,23 @@ class Session:
 @contextmanager
 def open_session(config: RunConfig) -> Iterator[Session]:
     """Join the job, build its layout, take the run directory; give all back at the end."""
+    with open_reader(config) as session:
+        run_dirs: list[RunDir] = []
+        on_main_rank(lambda: run_dirs.append(RunDir(config)))
+        try:
+            yield session
+        finally:
+            for run_dir in run_dirs:
+                run_dir.close()
+
+
+@contextmanager
+def open_reader(config: RunConfig) -> Iterator[Session]:
+    """A session that trains nothing: the run directory stays another job's, if it is one's."""
     host = prepare()
     start_process_group(host, timeout_minutes=config.cluster.timeout_minutes)
     try:
         layout = enter_layout(config.parallel, seed=config.run.seed)
-        run_dirs: list[RunDir] = []
-        on_main_rank(lambda: run_dirs.append(RunDir(config)))
         try:
             with rollout_servers(config, host) as servers:
                 yield Session(
@@ -270,8 +281,6 @@ def open_session(config: RunConfig) -> Iterator[Session]:
                     servers=servers,
                 )
         finally:
-            for run_dir in run_dirs:
-                run_dir.close()
             leave_layout()
     finally:
         stop_process_group()

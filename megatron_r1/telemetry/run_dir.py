@@ -31,6 +31,7 @@ _MAY_CHANGE_GROUPS = (
     "cluster.",
     "telemetry.",
     "monitor.",
+    "evaluation.",
     "judge.",
     "stage.evaluation.",
 )

@@ -1,0 +1,179 @@
+"""All steps over all files, in one pass: what is kept, what is dropped and why.
+
+Duplicates are looked for last, among what every other step keeps, so that what is dropped as a
+duplicate always has its twin in the output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from megatron_r1 import __version__
+from megatron_r1.config.curation import CurationConfig, OnBadLine
+from megatron_r1.data.curation.decontaminate import Contamination
+from megatron_r1.data.curation.difficulty import Difficulty
+from megatron_r1.data.curation.exact import ExactDuplicates
+from megatron_r1.data.curation.examples import Example, example_of
+from megatron_r1.data.curation.near_duplicates import NearDuplicates
+from megatron_r1.data.curation.report import CurationReport, StepCount
+from megatron_r1.data.records import Line, read_lines
+from megatron_r1.errors import ConfigError, DataError
+from megatron_r1.telemetry.files import replace_file
+
+
+class Step(Protocol):
+    """Looks at one example after the other, in order."""
+
+    name: str
+
+    def check(self, example: Example) -> tuple[Example, str]:
+        """The example, with a verdict where the step has one, and why it goes; empty: it stays."""
+        ...
+
+
+def curate(inputs: Sequence[Path], output: Path, config: CurationConfig) -> CurationReport:
+    """Read `inputs` in order and write `output` with three files beside it, all of them or none.
+
+        train.jsonl            what is kept, each example with its lineage
+        train.dropped.jsonl    step, file, line and reason of each example that is not
+        train.rejected.jsonl   lines that are no example, as they stand (on_bad_line=set_aside)
+        train.manifest.json    files with their hashes, configuration, counts and statistics
+
+    The same inputs and configuration give the same bytes.
+
+    Raises:
+        DataError: a file that is empty or cannot be read, a bad line, or nothing is kept.
+        ConfigError: an output that is an input, or has another ending.
+    """
+    if output.suffix != ".jsonl":
+        raise ConfigError(f"the output {output} must end in .jsonl")
+    if output.resolve() in {path.resolve() for path in inputs}:
+        raise ConfigError(f"{output} is one of the inputs. Choose another output")
+    steps = steps_of(config)
+    report = CurationReport(steps=[StepCount("bad line"), *(StepCount(s.name) for s in steps)])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        drafts = {
+            name: stack.enter_context(replace_file(output.with_suffix(suffix)))
+            for name, suffix in _SUFFIXES.items()
+        }
+        with (
+            drafts["kept"].open("w", encoding="utf-8") as kept,
+            drafts["dropped"].open("w", encoding="utf-8") as dropped,
+            drafts["rejected"].open("w", encoding="utf-8") as rejected,
+        ):
+            files = _Files(kept, dropped, rejected)
+            num_lines = {
+                str(path): _curate_file(path, steps, report, files, config) for path in inputs
+            }
+        if not report.kept:
+            raise DataError(f"nothing is kept for {output}:\n{report.describe()}")
+        manifest = {
+            "program": f"megatron-r1 {__version__}",
+            "config": _plain(dataclasses.asdict(config)),
+            "inputs": [
+                {"path": path, "lines": lines, "sha256": _sha256(Path(path))}
+                for path, lines in num_lines.items()
+            ],
+            "output": {"path": str(output), "sha256": _sha256(drafts["kept"])},
+            **report.to_json(),
+        }
+        drafts["manifest"].write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    return report
+
+
+_SUFFIXES = {
+    "manifest": ".manifest.json",
+    "rejected": ".rejected.jsonl",
+    "dropped": ".dropped.jsonl",
+    "kept": ".jsonl",
+}
+"""They get their names from the last to the first: a manifest stands for files that are there."""
+
+
+@dataclass(frozen=True)
+class _Files:
+    kept: IO[str]
+    dropped: IO[str]
+    rejected: IO[str]
+
+
+def steps_of(config: CurationConfig) -> list[Step]:
+    """The steps that the configuration turns on; those that read files read them now."""
+    steps: list[Step] = []
+    if config.difficulty.rollouts:
+        steps.append(Difficulty(config.difficulty))
+    if config.decontamination.files:
+        steps.append(Contamination(config.decontamination))
+    steps.append(ExactDuplicates())
+    if config.near.threshold < 1:
+        steps.append(NearDuplicates(config.near))
+    return steps
+
+
+def _curate_file(
+    path: Path, steps: list[Step], report: CurationReport, files: _Files, config: CurationConfig
+) -> int:
+    """Take one file through all steps. Returns how many lines it has, blank ones left out."""
+    num_lines = num_examples = 0
+    for line in read_lines(path):
+        num_lines += 1
+        example, error = _example_or_error(line)
+        report.steps[0].count(line.where, error)
+        if example is None:
+            if config.on_bad_line is OnBadLine.stop:
+                raise DataError(
+                    f"{line.fail(error)}. Mend it, or set bad lines aside (on_bad_line=set_aside)"
+                )
+            text = line.text or json.dumps(line.record, ensure_ascii=False, default=str)
+            _write(files.rejected, file=str(path), line=line.number, error=error, text=text)
+            continue
+        num_examples += 1
+        for step, count in zip(steps, report.steps[1:], strict=True):
+            example, reason = step.check(example)
+            count.count(line.where, reason)
+            if reason:
+                place = {"id": example.id, "file": str(path), "line": line.number}
+                _write(files.dropped, step=step.name, **place, reason=reason)
+                break
+        else:
+            report.kept += 1
+            report.statistics.add(example)
+            _write(files.kept, **example.to_record())
+    if not num_lines:
+        raise DataError(f"{path} is empty")
+    if not num_examples:
+        raise DataError(f"{path} holds no example: all of its {num_lines} lines are bad")
+    return num_lines
+
+
+def _example_or_error(line: Line) -> tuple[Example | None, str]:
+    if line.error:
+        return None, line.error
+    try:
+        return example_of(line), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+def _write(output: IO[str], **record: Any) -> None:
+    output.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.value if isinstance(value, Enum) else value

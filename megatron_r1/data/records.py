@@ -1,0 +1,143 @@
+"""Files of records, line by line: JSONL, JSONL.gz, CSV or Parquet, without ever holding a file.
+
+What a reader does with a line that is no record, to stop or to set it aside, is its own business: a
+bad line arrives like the others, with what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import itertools
+import sys
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from megatron_r1.data.json_lines import decode
+from megatron_r1.errors import DataError
+
+FORMATS = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
+_PARQUET_ROWS = 1_024
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a file, or one row of a table; the first is 1, and a CSV's heading is line 1."""
+
+    path: Path
+    number: int
+    record: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+    """What is wrong; then there is no record."""
+    text: str = ""
+    """A bad line as it stands."""
+
+    @property
+    def where(self) -> str:
+        return f"{self.path}:{self.number}"
+
+    def fail(self, error: str) -> DataError:
+        """The error that names this line."""
+        start = f". The line starts {self.text[:60]!r}" if self.text else ""
+        return DataError(f"{self.where}: {error}{start}")
+
+
+def read_lines(path: str | Path) -> Iterator[Line]:
+    """Every line but blank ones, in order.
+
+    Raises:
+        DataError: the file is missing, has another format, or is cut short.
+    """
+    path = Path(path)
+    if not path.name.endswith(FORMATS):
+        raise DataError(f"{path}: not a data file. It must end in {', '.join(FORMATS)}")
+    if path.suffix == ".parquet":
+        yield from _parquet_rows(path)
+        return
+    number = 0
+    try:
+        with _open(path) as file:
+            for line in _csv_rows(path, file) if path.suffix == ".csv" else _json_lines(path, file):
+                number = line.number
+                yield line
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: damaged after line {number}: {error}. Copy it again") from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+
+
+def read_records(path: str | Path) -> Iterator[Line]:
+    """The same, where a bad line ends it.
+
+    Raises:
+        DataError: the first bad line, or a file without any.
+    """
+    found = False
+    for line in read_lines(path):
+        if line.error:
+            raise line.fail(line.error)
+        found = True
+        yield line
+    if not found:
+        raise DataError(f"{path} is empty")
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+
+
+def _json_lines(path: Path, file: IO[bytes]) -> Iterator[Line]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield Line(path, number, decode(line.rstrip(b"\n")))
+        except ValueError as error:
+            text = line.rstrip(b"\r\n").decode("utf-8", errors="backslashreplace")
+            yield Line(path, number, error=str(error), text=text)
+
+
+def _csv_rows(path: Path, file: IO[bytes]) -> Iterator[Line]:
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(line.decode("utf-8-sig") for line in file)
+    try:
+        heading = next(reader, [])
+        while True:
+            number = reader.line_num + 1
+            row = next(reader, None)
+            if row is None:
+                return
+            if not row:
+                continue
+            if len(row) != len(heading):
+                error = f"{len(row)} columns under {len(heading)} headings"
+                yield Line(path, number, error=error, text=",".join(row))
+            else:
+                yield Line(path, number, dict(zip(heading, row, strict=True)))
+    except (UnicodeDecodeError, csv.Error) as error:
+        # Where a row ends is not known any more, so what follows cannot be read either.
+        raise DataError(f"{path}:{reader.line_num + 1}: {error}. Save it as UTF-8 CSV") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[Line]:
+    """Rows without the columns that are null in them: Parquet has every column in every row."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DataError(
+            f"{path}: Parquet needs pyarrow, which is not installed: pip install pyarrow. Or save "
+            "it as JSONL"
+        ) from error
+    numbers = itertools.count(1)
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
+                for row in batch.to_pylist():
+                    record = {key: value for key, value in row.items() if value is not None}
+                    yield Line(path, next(numbers), record)
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise DataError(f"{path}: not readable as Parquet: {error}") from error

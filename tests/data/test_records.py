@@ -1,0 +1,88 @@
+"""Files of records: every format, and every way in which one can be damaged."""
+
+from __future__ import annotations
+
+import gzip
+
+import pytest
+
+from megatron_r1.data.records import read_lines, read_records
+from megatron_r1.errors import DataError
+
+
+def test_json_lines_keep_their_numbers_and_bad_ones_say_why(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n\n{"a": \n"\xff"\n[1]\n{"a": 2}')
+    lines = list(read_lines(path))
+    assert [(line.number, line.record) for line in lines if not line.error] == [
+        (1, {"a": 1}),
+        (6, {"a": 2}),
+    ]
+    assert [(line.number, line.error) for line in lines if line.error] == [
+        (3, "not JSON: Expecting value at column 6"),
+        (4, "not UTF-8 at byte 2 of the line"),
+        (5, "expected an object, got list"),
+    ]
+    with pytest.raises(DataError, match=r"a\.jsonl:3: not JSON.*The line starts '{\"a\": "):
+        list(read_records(path))
+
+
+def test_a_compressed_file_that_was_cut_short_is_named_with_its_last_good_line(tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    lines = "".join(f'{{"a": "{number * 7919 % 10007} and more"}}\n' for number in range(5000))
+    whole = gzip.compress(lines.encode(), mtime=0)
+    path.write_bytes(whole)
+    assert len(list(read_lines(path))) == 5000
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"damaged after line [1-9]\d+: .*Copy it again"):
+        list(read_lines(path))
+    path.write_bytes(b"no gzip")
+    with pytest.raises(DataError, match="damaged after line 0"):
+        list(read_lines(path))
+
+
+def test_csv_rows_may_span_lines(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('Question,Answer\n"two\nlines",4\nshort\n"x, y",5\n')
+    first, bad, last = read_lines(path)
+    assert (first.number, first.record) == (2, {"Question": "two\nlines", "Answer": "4"})
+    assert (bad.number, bad.error) == (4, "1 columns under 2 headings")
+    assert (last.number, last.record) == (5, {"Question": "x, y", "Answer": "5"})
+    path.write_bytes(b"Question,Answer\na,b\n\xff,c\n")
+    with pytest.raises(DataError, match=r"a\.csv:3: .*Save it as UTF-8"):
+        list(read_lines(path))
+
+
+def test_files_that_are_no_data_files(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n \n")
+    with pytest.raises(DataError, match=r"empty\.jsonl is empty"):
+        list(read_records(tmp_path / "empty.jsonl"))
+    with pytest.raises(DataError, match=r"none\.jsonl: No such file"):
+        list(read_lines(tmp_path / "none.jsonl"))
+    with pytest.raises(DataError, match=r"must end in \.jsonl"):
+        list(read_lines(tmp_path / "a.txt"))
+
+
+def test_parquet_rows_without_their_nulls(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    rows = [{"q": "1", "options": ["x", "y"]}, {"q": "2", "options": None}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    assert [(line.number, line.record) for line in read_lines(path)] == [
+        (1, {"q": "1", "options": ["x", "y"]}),
+        (2, {"q": "2"}),
+    ]
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match="not readable as Parquet"):
+        list(read_lines(path))
+
+
+def test_without_pyarrow_the_message_names_it(tmp_path):
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        with pytest.raises(DataError, match="pip install pyarrow"):
+            list(read_lines(tmp_path / "a.parquet"))
+    else:
+        pytest.skip("pyarrow is installed")
