@@ -40,7 +40,10 @@ _SCHEMAS = {
         "grpo_schema": algo.GrpoConfig,
         "kl_penalty_schema": algo.KlPenaltyConfig,
     },
-    "cluster": {"local_schema": cluster.ClusterConfig},
+    "cluster": {
+        "local_schema": cluster.ClusterConfig,
+        "slurm_schema": cluster.SlurmConfig,
+    },
     "data": {"prompts_schema": data.DataConfig},
     "model": {
         "deepseek_v3_schema": model.DeepseekV3Config,
