@@ -10,6 +10,13 @@ EXIT_INTERRUPTED = 130
 EXIT_RUN_AGAIN = 75
 """Stopped early with a checkpoint (preemption, time limit): start me again (EX_TEMPFAIL)."""
 
+EXIT_STALLED = 124
+"""The watchdog ended a rank that had shown no sign of life (as `timeout` counts it)."""
+
+
+class StoppedEarly(Exception):  # noqa: N818  no error: the way out of a loop
+    """A signal asked the job to stop; every rank raises it, after a checkpoint."""
+
 
 class UserError(Exception):
     """Base of everything that the entry points print without a traceback."""
@@ -32,3 +39,11 @@ class CheckpointError(UserError):
 
 class RunDirError(UserError):
     """The run directory is in use or belongs to another run."""
+
+
+class NodeError(UserError):
+    """A machine of the job is unfit. Names host and rank."""
+
+
+class NoProgressError(UserError):
+    """A job was started again and again, and got no further."""

@@ -40,10 +40,8 @@ class ClusterConfig:
     timeout_minutes: float = 30.0
     """A collective that waits longer than this ends the job."""
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
-    node_check: bool = True
-    """Try devices, memory, disk and a sum over all ranks before training."""
     min_free_disk_gib: float = 1.0
-    """Where the run directory is."""
+    """Where the run directory is; less does not pass the check of the nodes before training."""
     restarts_without_progress: int = 3
     """A job that Slurm has started again this often in a row without a newer checkpoint ends."""
 
