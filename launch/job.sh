@@ -1,7 +1,10 @@
 # What follows the header of every sbatch script here: the tasks, and what comes after them.
 # Sourced. `run_stage STAGE OVERRIDE...` does not return.
+#
+#   MEGATRON_R1_SRUN_ARGS='--container-image=/images/r1.sqsh --container-mounts=/shared:/shared'
 
 EXIT_USER_ERROR=2 # errors.py: starting again would end the same way
+MAX_RESTARTS=100  # cluster.max_restarts: of programs that cannot even begin to count them
 
 run_stage() {
     local stage=$1 override code=0
@@ -21,9 +24,11 @@ run_stage() {
     echo "$(date +%FT%T) job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, restart ${SLURM_RESTART_COUNT:-0}: $log"
     # The first rank that leaves after saving must not end those that still save. --wait does end
     # them where a rank was lost.
-    srun --kill-on-bad-exit=0 --wait=60 --output="$log" bash launch/step.sh "$@" || code=$?
+    # shellcheck disable=SC2086  options, by words
+    srun --label --kill-on-bad-exit=0 --wait=60 --output="$log" ${MEGATRON_R1_SRUN_ARGS:-} \
+        bash launch/step.sh "$@" || code=$?
     echo "$(date +%FT%T) exit code $code"
-    if ((code != 0 && code != EXIT_USER_ERROR)); then
+    if ((code != 0 && code != EXIT_USER_ERROR && ${SLURM_RESTART_COUNT:-0} < MAX_RESTARTS)); then
         scontrol requeue "$SLURM_JOB_ID" # same number, same run directory: it resumes
     fi
     exit "$code"

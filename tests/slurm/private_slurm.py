@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import random
 import shutil
 import signal
 import socket
@@ -33,6 +34,8 @@ AuthType=auth/munge
 AuthInfo=socket={dir}/run/munge.socket,cred_expire=5
 CredType=cred/munge
 SlurmctldPort={controller_port}
+# step.sh takes the ranks' port from the job's number: two clusters on one host should differ.
+FirstJobId={first_job}
 SlurmctldPidFile={dir}/run/slurmctld.pid
 SlurmctldLogFile={dir}/log/slurmctld.log
 SlurmdPidFile={dir}/run/slurmd.%n.pid
@@ -61,7 +64,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 AccountingStorageType=accounting_storage/none
 {nodes}
-PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=20
+PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=off
 """
 
@@ -181,6 +184,7 @@ class PrivateSlurm:
                 user=getpass.getuser(),
                 dir=self.dir,
                 controller_port=ports[0],
+                first_job=random.randrange(1, 20_000),
                 nodes="\n".join(nodes),
             )
         )

@@ -12,7 +12,15 @@ import sys
 import time
 from pathlib import Path
 
-NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURMD_NODENAME", "MASTER_ADDR", "OMP_NUM_THREADS")
+NAMES = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "SLURMD_NODENAME",
+    "MASTER_ADDR",
+    "OMP_NUM_THREADS",
+    "NOTE",
+)
 
 
 def meet(rank: int, world: int, address: tuple[str, int]) -> int:
@@ -42,7 +50,9 @@ if __name__ == "__main__":
     rank = int(env["RANK"])
     address = (env["MASTER_ADDR"], int(env["MASTER_PORT"]))
     total = meet(rank, int(env["WORLD_SIZE"]), address)
-    seen = {name: env[name] for name in NAMES} | {"argv": sys.argv[1:], "sum": total}
+    seen = {name: env.get(name) for name in NAMES} | {"argv": sys.argv[1:], "sum": total}
     Path(env["PROBE_DIR"], f"rank{rank}.json").write_text(json.dumps(seen))
     time.sleep(float(env.get("PROBE_SLEEP_S", "0")))
+    if env.get("PROBE_FAILS_ON") in sys.argv:
+        sys.exit(2)
     sys.exit(int(env.get("PROBE_EXIT", "0")))

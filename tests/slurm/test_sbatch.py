@@ -50,14 +50,15 @@ def seen_by(checkout, rank: int) -> dict:
 
 
 def test_every_task_knows_its_rank_and_meets_the_others(slurm, checkout):
-    job = submit(slurm, checkout, *AWKWARD, options=["--cpus-per-task=3"])
+    more = {"MEGATRON_R1_SRUN_ARGS": "--no-kill --export=ALL,NOTE=seen"}
+    job = submit(slurm, checkout, *AWKWARD, options=["--cpus-per-task=3"], **more)
     assert slurm.wait(job, timeout_s=60)["JobState"] == "COMPLETED"
     for rank in range(4):
         seen = seen_by(checkout, rank)
         assert seen["sum"] == 0 + 1 + 2 + 3
         assert (seen["LOCAL_RANK"], seen["WORLD_SIZE"]) == (str(rank % 2), "4")
         assert seen["SLURMD_NODENAME"] == f"n{rank // 2}"
-        assert seen["OMP_NUM_THREADS"] == "3"
+        assert (seen["OMP_NUM_THREADS"], seen["NOTE"]) == ("3", "seen")
         program = ["-m", "megatron_r1.train", "cluster=slurm", "stage=r1_zero"]
         assert seen["argv"] == [*program, *AWKWARD]
 
