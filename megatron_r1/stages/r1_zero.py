@@ -66,6 +66,7 @@ def run_r1_zero(
             scorer=scorer,
             store=store,
             recorder=recorder,
+            job=session.job,
         )
         settings = RlConfig(
             stage=stage,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,10 +22,14 @@ from megatron_r1.models.policy import Policy
 from megatron_r1.parallel.exchange import on_every_rank, on_main_rank
 from megatron_r1.parallel.layout import Layout, enter_layout, leave_layout
 from megatron_r1.platform.host import Host, prepare, start_process_group, stop_process_group
+from megatron_r1.platform.node_check import check_nodes, host_name
 from megatron_r1.rewards.scorer import RewardScorer
 from megatron_r1.rollout.inprocess import InProcessEngine
+from megatron_r1.signals import terminate_later
 from megatron_r1.telemetry.recorder import Recorder
 from megatron_r1.telemetry.run_dir import RunDir
+from megatron_r1.telemetry.watchdog import Watchdog
+from megatron_r1.trainers.job import Job
 from megatron_r1.trainers.megatron_step import MegatronStep
 
 
@@ -35,6 +41,7 @@ class Session:
     host: Host
     layout: Layout
     run_dir: Path
+    job: Job
 
     def policy(self, tokenizer: Tokenizer) -> Policy:
         """A policy with weights drawn from the run's seed."""
@@ -117,21 +124,50 @@ class Session:
 
 @contextmanager
 def open_session(config: RunConfig) -> Iterator[Session]:
-    """Join the job, build its layout, take the run directory; give all back at the end."""
+    """Join the job, try its nodes, build its layout, take the run directory; give all back at the
+    end.
+
+    Raises:
+        NodeError: a machine is unfit.
+    """
     host = prepare()
-    start_process_group(host, timeout_minutes=config.cluster.timeout_minutes)
+    cluster = config.cluster
+    rank = int(os.environ.get("RANK", "0"))
+    watchdog = Watchdog(cluster.watchdog, rank=rank, host=host_name())
+    watchdog.start()
+    start_process_group(host, timeout_minutes=cluster.timeout_minutes)
     try:
+        hosts = check_nodes(host, config.run.dir, min_free_disk_gib=cluster.min_free_disk_gib)
+        watchdog.know(hosts, config.run.dir / "stalls" / on_main_rank(name_of_start))
         layout = enter_layout(config.parallel, seed=config.run.seed)
         run_dirs: list[RunDir] = []
         on_main_rank(lambda: run_dirs.append(RunDir(config)))
+        job = Job(
+            host,
+            watchdog=watchdog,
+            hosts=hosts,
+            stragglers_every_steps=config.telemetry.stragglers_every_steps,
+        )
         try:
-            yield Session(config=config, host=host, layout=layout, run_dir=config.run.dir)
+            with terminate_later():
+                yield Session(
+                    config=config, host=host, layout=layout, run_dir=config.run.dir, job=job
+                )
         finally:
             for run_dir in run_dirs:
                 run_dir.close()
             leave_layout()
     finally:
         stop_process_group()
+        watchdog.stop()
+
+
+def name_of_start() -> str:
+    """Of one start of a run, for what is kept of each: Slurm's job and restart, or the time."""
+    if "SLURM_JOB_ID" in os.environ:
+        restart = os.environ.get("SLURM_RESTART_COUNT", "0")
+        return f"{os.environ['SLURM_JOB_ID']}-restart{restart}"
+    return time.strftime("%Y%m%d-%H%M%S")
 
 
 def check_not_past(step: int, num_steps: int, run_dir: Path) -> None:

@@ -20,6 +20,7 @@ from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer, train_tokenize
 from megatron_r1.parallel.exchange import on_main_rank
 from megatron_r1.parallel.layout import Axis
 from megatron_r1.stages.session import Session, check_not_past
+from megatron_r1.trainers.job import stop_if_asked
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.schedule import learning_rate
 from megatron_r1.types import TrainBatch, TrainRow
@@ -51,6 +52,7 @@ def run_tiny_base(session: Session, stage: TinyBaseConfig, run_dir: Path) -> Meg
         run_dir, "tiny_base", first_step=state.step, num_steps=stage.num_steps
     ) as recorder:
         for step in range(state.step, stage.num_steps):
+            stop_if_asked(session.job, store, state, megatron_step)
             chosen = draw_rows(rows, stage.sequences_per_step, (config.run.seed, step))
             with recorder.timed("time/update_s"):
                 result = megatron_step.train_step(
@@ -60,11 +62,15 @@ def run_tiny_base(session: Session, stage: TinyBaseConfig, run_dir: Path) -> Meg
                     num_sequences=len(chosen),
                 )
             recorder.step(step + 1, result)
+            session.job.step_made(step + 1)
             store.poll()
+            state = LoopState(step=step + 1)
             if (step + 1) % stage.checkpoint_every_steps == 0 or step + 1 == stage.num_steps:
-                saved = LoopState(step=step + 1)
-                store.save(saved, megatron_step.policy, megatron_step.optimizer)
-        store.poll(wait=True)
+                with session.job.checkpointing():
+                    store.save(state, megatron_step.policy, megatron_step.optimizer)
+        with session.job.checkpointing():
+            store.poll(wait=True)
+    session.job.between_loops()
     return megatron_step
 
 

@@ -29,6 +29,7 @@ from megatron_r1.parallel.exchange import all_gather_objects, broadcast_object, 
 from megatron_r1.rewards.scorer import RewardScorer
 from megatron_r1.rollout.engine import RolloutEngine, SamplingParams
 from megatron_r1.telemetry.recorder import Recorder
+from megatron_r1.trainers.job import Job, stop_if_asked
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.minibatches import Minibatch, split_phase, train_rows
 from megatron_r1.trainers.phase_advantages import complete_advantages
@@ -55,6 +56,7 @@ class RlParts:
     """On leaders; None on the other ranks."""
     store: CheckpointStore
     recorder: Recorder
+    job: Job
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,10 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
 
     Raises:
         RewardHackError: the monitor's stop rule ended the run, after a checkpoint.
+        StoppedEarly: a signal did.
     """
-    stage, recorder, policy = config.stage, parts.recorder, parts.megatron_step.policy
+    stage, recorder, job = config.stage, parts.recorder, parts.job
+    policy = parts.megatron_step.policy
     parts.prompts.seek(state.prompts_drawn)
     keep_reference = config.algo.kl_beta > 0
     if keep_reference and REFERENCE not in parts.bank:
@@ -84,11 +88,16 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
         state = dataclasses.replace(state, kl_coefficient=config.algo.initial_coefficient)
 
     while state.step < stage.num_steps:
+        stop_if_asked(job, parts.store, state, parts.megatron_step, parts.bank)
         phase_start = state.step
         with recorder.timed("time/rollout_s"):
             phase = sample_phase(parts, config, state)
         with recorder.timed("time/monitor_s"):
-            state, findings, watched = watch(phase, parts, config, state)
+            watching, findings, watched = watch(phase, parts, config, state)
+        # Rollouts that a signal came upon are dropped, and drawn again after the restart: a signal
+        # to every process of the job may have ended programs that they were scored by.
+        stop_if_asked(job, parts.store, state, parts.megatron_step, parts.bank)
+        state = watching
         metrics = sum_pairs(phase.metrics, policy.layout.dp_cp)
         recorder.phase(phase.sampled, metrics | watched)
         minibatches = deal(parts, config, phase.kept, phase_start)
@@ -102,6 +111,7 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
                 result = update(minibatch, parts, config, state)
             state = dataclasses.replace(state, step=state.step + 1)
             recorder.step(state.step, result)
+            job.step_made(state.step, recorder.last_times_s.get("time/own_rollout_s", 0.0))
             parts.store.poll()
             if keep_reference and _is_due(state.step, stage.reference_refresh_steps):
                 parts.bank.store(REFERENCE)
@@ -113,12 +123,14 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
         )
         reason_to_stop = stop_message(findings, config.monitor, state.step)
         if reason_to_stop or _checkpoint_due(phase_start, state.step, stage):
-            with recorder.timed("time/checkpoint_s"):
+            with recorder.timed("time/checkpoint_s"), job.checkpointing():
                 parts.store.save(state, policy, parts.megatron_step.optimizer, parts.bank)
         if reason_to_stop:
             parts.store.poll(wait=True)
             raise RewardHackError(reason_to_stop)
-    parts.store.poll(wait=True)
+    with job.checkpointing():
+        parts.store.poll(wait=True)
+    job.between_loops()
     return state
 
 
@@ -152,7 +164,9 @@ def sample_phase(parts: RlParts, config: RlConfig, state: LoopState) -> Phase:
         num_prompts = num_prompts_to_draw(
             wanted, drawn=num_drawn, kept=len(kept_draws), multiple=samplers.size
         )
-        scored = sample_and_score(parts, config, parts.prompts.take(num_prompts), state)
+        prompts = parts.prompts.take(num_prompts)
+        with parts.recorder.timed("time/own_rollout_s"):  # without waiting for other replicas
+            scored = sample_and_score(parts, config, prompts, state)
         metrics = add_pairs(metrics, phase_metrics(parts, scored))
         sampled += scored
         kept += without_silent_groups(scored) if algo.drop_zero_std_groups else scored

@@ -16,6 +16,7 @@ from megatron_r1.rewards.registry import RULES
 from megatron_r1.rewards.scorer import RewardScorer
 from megatron_r1.rollout.inprocess import InProcessEngine
 from megatron_r1.telemetry.recorder import Recorder
+from megatron_r1.trainers.job import Job
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.rl import RlConfig, RlParts, train_rl
 from megatron_r1.trainers.watch import RewardHackError
@@ -85,6 +86,7 @@ def train(
             scorer=scorer,
             store=CheckpointStore(run_dir, keep=1, tokenizer_dir=None),
             recorder=recorder,
+            job=Job(one_rank.host),
         )
         settings = RlConfig(
             stage=config.stage,
