@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from megatron_r1.slurm.queue import is_over
+
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 CPUS_PER_NODE = 8
 GPUS_PER_NODE = 8
@@ -140,8 +142,7 @@ class PrivateSlurm:
 
     def wait(self, job: str, *, timeout_s: float) -> dict[str, str]:
         """Wait for a job's end, through its restarts."""
-        unfinished = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "PREEMPTED")
-        self.wait_until(lambda: self.job(job)["JobState"] not in unfinished, timeout_s=timeout_s)
+        self.wait_until(lambda: is_over(self.job(job)["JobState"]), timeout_s=timeout_s)
         return self.job(job)
 
     def wait_until(self, is_so: Callable[[], bool], *, timeout_s: float) -> None:
