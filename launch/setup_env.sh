@@ -61,6 +61,9 @@ _install() {
         _step "install SGLang without its CUDA libraries" \
             "${pip[@]}" --no-deps sglang xgrammar compressed-tensors openai-harmony
     fi
+    if [[ " $* " == *" launch "* ]]; then
+        _step "install NeMo-Run without Ray" "${pip[@]}" --no-deps nemo-run leptonai torchx
+    fi
     touch "$stamp"
 }
 

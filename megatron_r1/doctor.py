@@ -250,7 +250,7 @@ CHECKS = (
         "NeMo-Run",
         partial(inspect_module, "nemo_run", "nemo-run"),
         "jobs submitted from Python",
-        "pip install -e '.[launch]', in an environment of its own",
+        "bash launch/setup_env.sh launch",
     ),
     Check("Slurm", inspect_slurm, "jobs on a cluster", "Debian: apt-get install slurm-wlm munge"),
     Check(

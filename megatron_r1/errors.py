@@ -10,6 +10,13 @@ EXIT_INTERRUPTED = 130
 EXIT_RUN_AGAIN = 75
 """Stopped early with a checkpoint (preemption, time limit): start me again (EX_TEMPFAIL)."""
 
+EXIT_STALLED = 124
+"""The watchdog ended a rank that had shown no sign of life (as `timeout` counts it)."""
+
+
+class StoppedEarly(Exception):  # noqa: N818  no error: the way out of a loop
+    """A signal asked the job to stop; every rank raises it, after a checkpoint."""
+
 
 class UserError(Exception):
     """Base of everything that the entry points print without a traceback."""
@@ -36,3 +43,11 @@ class RunDirError(UserError):
 
 class EngineError(UserError):
     """A rollout server cannot be used: it does not start, is another's, or is lost for good."""
+
+
+class NodeError(UserError):
+    """A machine of the job is unfit. Names host and rank."""
+
+
+class NoProgressError(UserError):
+    """A job was started again and again, and got no further."""

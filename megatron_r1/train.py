@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_r1 import signals
 from megatron_r1.config.load import CONF_DIR, load_config, to_yaml, world_size_from_environment
 from megatron_r1.config.overrides import usage
 from megatron_r1.config.run import RunConfig
@@ -21,12 +22,21 @@ from megatron_r1.config.stage import (
     TinyR1ZeroConfig,
 )
 from megatron_r1.data.prompts import check_source
-from megatron_r1.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
+from megatron_r1.errors import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_RUN_AGAIN,
+    EXIT_USER_ERROR,
+    StoppedEarly,
+    UserError,
+)
 from megatron_r1.rewards.mix import rules_of
+from megatron_r1.telemetry.restarts import check_progress
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compose, check, print the configuration, run its stage. Returns the exit code."""
+    signals.listen()
     is_main = os.environ.get("RANK", "0") == "0"
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(arguments):
@@ -37,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config.validate(world_size_from_environment())
         rules_of(config.reward)  # refuses unknown rules
         check_source(config.data)
+        allowed = config.cluster.restarts_without_progress
+        check_progress(config.run.dir, os.environ, allowed=allowed)
         if is_main:
             print(to_yaml(config), flush=True)
         run(config)
@@ -44,6 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_main or error.one_rank:
             _print_error(type(error).__name__, str(error))
         return EXIT_USER_ERROR
+    except StoppedEarly as reason:
+        if is_main:
+            again = "What was made is saved: start the same command again and the run resumes"
+            print(f"Stopped by {reason}. {again}", flush=True)
+        return EXIT_RUN_AGAIN
     except KeyboardInterrupt:
         if is_main:
             _print_error("Stopped", "start the same command again and the run resumes")

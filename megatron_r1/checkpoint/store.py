@@ -42,6 +42,7 @@ from megatron_r1.errors import CheckpointError
 from megatron_r1.models.policy import Policy
 from megatron_r1.models.weight_bank import WeightBank
 from megatron_r1.parallel.exchange import on_main_rank
+from megatron_r1.signals import children_outlive_sigterm
 from megatron_r1.telemetry.files import replace_file
 
 _OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
@@ -100,6 +101,11 @@ class CheckpointStore:
         """The newest whole checkpoint; None when there is none."""
         return latest_checkpoint(self._dir)
 
+    def has(self, step: int) -> bool:
+        """Whether the newest whole checkpoint is that of `step`."""
+        latest = self.latest()
+        return latest is not None and latest.name == _name_of(step)
+
     def save(
         self,
         state: LoopState,
@@ -121,7 +127,7 @@ class CheckpointStore:
                 ones are untouched.
         """
         self.poll(wait=True)
-        final = self._dir / f"step_{state.step:06d}"
+        final = self._dir / _name_of(state.step)
         with_reference = bank is not None and REFERENCE in bank
 
         def begin() -> Path:
@@ -154,7 +160,8 @@ class CheckpointStore:
             flush(self._dir)
             self._prune(newest=final)
 
-        with self._failures_named(state.step):
+        # Megatron starts a process that collects what the writers report, and keeps it.
+        with self._failures_named(state.step), children_outlive_sigterm():
             partial = on_main_rank(begin)
             if with_reference:
                 with bank.use(REFERENCE):
@@ -244,6 +251,10 @@ class CheckpointStore:
         whole = sorted(p for p in self._dir.glob("step_*") if p.is_dir() and p != newest)
         for old in whole[: max(0, len(whole) - (self._keep - 1))]:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _name_of(step: int) -> str:
+    return f"step_{step:06d}"
 
 
 def load_weights(policy: Policy, path: Path) -> None:

@@ -46,7 +46,10 @@ _SCHEMAS = {
         "kl_penalty_schema": algo.KlPenaltyConfig,
         "ppo_schema": algo.PpoConfig,
     },
-    "cluster": {"local_schema": cluster.ClusterConfig},
+    "cluster": {
+        "local_schema": cluster.ClusterConfig,
+        "slurm_schema": cluster.SlurmConfig,
+    },
     "data": {"prompts_schema": data.DataConfig},
     "evaluation": {"evaluation_schema": evaluation.EvaluationConfig},
     "judge": {"judge_schema": judge.JudgeConfig},

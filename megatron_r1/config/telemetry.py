@@ -20,6 +20,8 @@ class TelemetryConfig:
     progress: bool = True
     """A live line on a terminal; a plain line every `progress_every_s` elsewhere."""
     progress_every_s: float = 10.0
+    stragglers_every_steps: int = 100
+    """Name the slowest rank this often, in rollouts and in a small matrix product; 0 never."""
 
     def __post_init__(self) -> None:
         if self.curves_every_steps < 1:

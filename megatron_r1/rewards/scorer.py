@@ -15,10 +15,11 @@ from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import ModuleType, TracebackType
+from multiprocessing import forkserver
+from types import FrameType, ModuleType, TracebackType
 from typing import Any, Self, TypeVar
 
-from pebble import ProcessExpired, ProcessFuture, ProcessPool
+from pebble import CONSTS, ProcessExpired, ProcessFuture, ProcessPool
 
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.data import gym_tasks
@@ -26,11 +27,13 @@ from megatron_r1.rewards.code import wall_budget_s
 from megatron_r1.rewards.math_answers import is_equivalent
 from megatron_r1.rewards.mix import apply_group_rules, apply_rules, group_rules_of, rules_of
 from megatron_r1.rewards.registry import Rule
+from megatron_r1.signals import children_outlive_sigterm
 from megatron_r1.types import Prompt, Reward, Rollout, RolloutGroup, ScoredGroup
 
 T = TypeVar("T")
 _MAX_POOL_RESTARTS = 3
 _POLL_S = 1.0
+CONSTS.term_timeout = 0  # pebble: SIGKILL follows SIGTERM, which workers outlive, at once
 
 
 @dataclass(frozen=True)
@@ -241,13 +244,19 @@ def _score_rollouts(
 
 
 def _warm_up() -> None:
-    """What a worker does before its first task: load the graders, and die at once when told to.
+    """What a worker does before its first task: load the graders, and outlive SIGTERM.
 
-    pebble's handler for SIGTERM is Python's, which a long computation in C never reaches.
+    Slurm sends it to every process of a job that it is about to preempt, which then still has a
+    checkpoint to write. Programs that a worker starts die of it, as programs do.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _outlive)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     gym_tasks.warm_up()
     is_equivalent("1", "1")
+
+
+def _outlive(number: int, frame: FrameType | None) -> None:
+    """No action. A signal that is ignored would be so in programs started from here, too."""
 
 
 def _ready() -> None:
@@ -272,6 +281,8 @@ def _worker_context() -> _WorkerContext:
     which has loaded the graders, so that a worker is replaced within milliseconds."""
     context = _WorkerContext()
     context.set_forkserver_preload(["reasoning_gym", "math_verify", "pebble"])
+    with children_outlive_sigterm():
+        forkserver.ensure_running()
     return context
 
 

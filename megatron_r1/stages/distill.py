@@ -52,7 +52,7 @@ def run_distill(
         run_dir, "distill", first_step=state.step, num_steps=num_steps
     ) as recorder:
         train_distilled(
-            SupervisedParts(megatron_step=student, store=store, recorder=recorder),
+            SupervisedParts(megatron_step=student, store=store, recorder=recorder, job=session.job),
             DistillLoopConfig(stage=stage, optimizer=config.optimizer, seed=config.run.seed),
             samples,
             state,

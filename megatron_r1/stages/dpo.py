@@ -42,7 +42,11 @@ def run_dpo(
         bank.store(REFERENCE)
     with session.recorder(run_dir, "dpo", first_step=state.step, num_steps=num_steps) as recorder:
         parts = SupervisedParts(
-            megatron_step=megatron_step, store=store, recorder=recorder, bank=bank
+            megatron_step=megatron_step,
+            store=store,
+            recorder=recorder,
+            job=session.job,
+            bank=bank,
         )
         settings = DpoLoopConfig(
             stage=stage, algo=config.algo, optimizer=config.optimizer, seed=config.run.seed

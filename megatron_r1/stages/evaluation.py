@@ -151,6 +151,8 @@ def _run_suite(
         top_k=0,
         seed=config.evaluation.seed,
     )
+    engine = session.engine(policy, tokenizer)
+    engine.publish(0)
     with (
         session.scorer(rules) as scorer,
         Progress(
@@ -162,7 +164,7 @@ def _run_suite(
         ) as progress,
     ):
         outcomes = sample_outcomes(
-            session.engine(policy, tokenizer),
+            engine,
             scorer,
             prompts,
             params,

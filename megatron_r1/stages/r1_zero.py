@@ -58,6 +58,7 @@ def run_r1_zero(
             reward_models=session.reward_models(tokenizer),
             store=store,
             recorder=recorder,
+            job=session.job,
             critic=critic,
         )
         settings = RlConfig(

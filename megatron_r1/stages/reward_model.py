@@ -57,7 +57,7 @@ def run_reward_model(
     with session.recorder(
         run_dir, stage.name, first_step=state.step, num_steps=num_steps
     ) as recorder:
-        parts = SupervisedParts(megatron_step=step, store=store, recorder=recorder)
+        parts = SupervisedParts(megatron_step=step, store=store, recorder=recorder, job=session.job)
         seed = config.run.seed
         train_reward_model(
             parts, task, stage, config.optimizer, examples, heldout, state, seed=seed

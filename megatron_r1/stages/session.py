@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,14 +33,18 @@ from megatron_r1.models.weight_bank import WeightBank
 from megatron_r1.parallel.exchange import on_every_rank, on_main_rank
 from megatron_r1.parallel.layout import Layout, enter_layout, leave_layout
 from megatron_r1.platform.host import Host, prepare, start_process_group, stop_process_group
+from megatron_r1.platform.node_check import check_nodes, host_name
 from megatron_r1.rewards.scorer import RewardScorer
 from megatron_r1.rollout.engine import RolloutEngine
 from megatron_r1.rollout.inprocess import InProcessEngine
 from megatron_r1.rollout.servers import Servers
 from megatron_r1.rollout.sglang import SglangEngine
+from megatron_r1.signals import terminate_later
 from megatron_r1.telemetry.recorder import Recorder
 from megatron_r1.telemetry.run_dir import RunDir
+from megatron_r1.telemetry.watchdog import Watchdog
 from megatron_r1.trainers.critic import Critic
+from megatron_r1.trainers.job import Job
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.reward_parts import RewardModels
 from megatron_r1.trainers.value_step import ValueStep
@@ -58,6 +64,7 @@ class Session:
     host: Host
     layout: Layout
     run_dir: Path
+    job: Job
     servers: Servers | None = None
     """On the main rank, where rollouts come from servers; none is started before it is needed."""
 
@@ -266,24 +273,51 @@ def open_session(config: RunConfig) -> Iterator[Session]:
 
 @contextmanager
 def open_reader(config: RunConfig) -> Iterator[Session]:
-    """A session that trains nothing: the run directory stays another job's, if it is one's."""
+    """Join the job, try its nodes, build its layout. The run directory stays another job's, if it
+    is one's: nothing is trained.
+
+    Raises:
+        NodeError: a machine is unfit.
+    """
     host = prepare()
-    start_process_group(host, timeout_minutes=config.cluster.timeout_minutes)
+    cluster = config.cluster
+    rank = int(os.environ.get("RANK", "0"))
+    watchdog = Watchdog(cluster.watchdog, rank=rank, host=host_name())
+    watchdog.start()
+    start_process_group(host, timeout_minutes=cluster.timeout_minutes)
     try:
+        hosts = check_nodes(host, config.run.dir, min_free_disk_gib=cluster.min_free_disk_gib)
+        watchdog.know(hosts, config.run.dir / "stalls" / on_main_rank(name_of_start))
         layout = enter_layout(config.parallel, seed=config.run.seed)
+        job = Job(
+            host,
+            watchdog=watchdog,
+            hosts=hosts,
+            stragglers_every_steps=config.telemetry.stragglers_every_steps,
+        )
         try:
-            with rollout_servers(config, host) as servers:
+            with rollout_servers(config, host) as servers, terminate_later():
                 yield Session(
                     config=config,
                     host=host,
                     layout=layout,
                     run_dir=config.run.dir,
+                    job=job,
                     servers=servers,
                 )
         finally:
             leave_layout()
     finally:
         stop_process_group()
+        watchdog.stop()
+
+
+def name_of_start() -> str:
+    """Of one start of a run, for what is kept of each: Slurm's job and restart, or the time."""
+    if "SLURM_JOB_ID" in os.environ:
+        restart = os.environ.get("SLURM_RESTART_COUNT", "0")
+        return f"{os.environ['SLURM_JOB_ID']}-restart{restart}"
+    return time.strftime("%Y%m%d-%H%M%S")
 
 
 def check_reward_model(path: Path) -> None:

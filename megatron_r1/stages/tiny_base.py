@@ -53,7 +53,9 @@ def run_tiny_base(session: Session, stage: TinyBaseConfig, run_dir: Path) -> Meg
             return Update(batch=batch, loss=sft_loss, num_sequences=len(chosen))
 
         train_supervised(
-            SupervisedParts(megatron_step=megatron_step, store=store, recorder=recorder),
+            SupervisedParts(
+                megatron_step=megatron_step, store=store, recorder=recorder, job=session.job
+            ),
             stage,
             stage.optimizer,
             state,

@@ -50,6 +50,8 @@ class Recorder:
         self._step = first_step
         self._num_steps = num_steps
         self._times_s: dict[str, float] = {}
+        self.last_times_s: dict[str, float] = {}
+        """Seconds of the last step on this rank, by metric."""
         self._phase: dict[str, float] = {}
         self._shown: dict[str, float | str] = {}
         self._step_started_s = time.monotonic()
@@ -114,6 +116,7 @@ class Recorder:
             "time/step_s": now_s - self._step_started_s,
         }
         self._step, self._step_started_s = step, now_s
+        self.last_times_s = self._times_s
         self._phase, self._times_s = {}, {}
         for name, label in _SHOWN.items():
             if name in metrics:

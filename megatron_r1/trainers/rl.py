@@ -19,6 +19,7 @@ from megatron_r1.config.algo import AlgoConfig, KlPenaltyConfig, KlPlace
 from megatron_r1.config.stage import R1ZeroConfig
 from megatron_r1.monitor.rules import Finding
 from megatron_r1.parallel.exchange import sum_pairs
+from megatron_r1.trainers.job import stop_if_asked
 from megatron_r1.trainers.minibatches import Minibatch, split_phase, train_rows
 from megatron_r1.trainers.phase_advantages import complete_advantages
 from megatron_r1.trainers.rl_parts import RlConfig, RlParts
@@ -33,8 +34,10 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
 
     Raises:
         RewardHackError: the monitor's stop rule ended the run, after a checkpoint.
+        StoppedEarly: a signal did.
     """
-    stage, recorder, policy = config.stage, parts.recorder, parts.megatron_step.policy
+    stage, recorder, job = config.stage, parts.recorder, parts.job
+    policy = parts.megatron_step.policy
     parts.prompts.seek(state.prompts_drawn)
     keep_reference = config.algo.kl_beta > 0
     if keep_reference and REFERENCE not in parts.bank:
@@ -43,13 +46,18 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
         state = dataclasses.replace(state, kl_coefficient=config.algo.initial_coefficient)
 
     while state.step < stage.num_steps:
+        stop_if_asked(job, parts.store, state, partial(save, parts))
         phase_start = state.step
         with recorder.timed("time/publish_s"):
             published = parts.engine.publish(state.step)
         with recorder.timed("time/rollout_s"):
             phase = sample_phase(parts, config, state)
         with recorder.timed("time/monitor_s"):
-            state, findings, watched = watch(phase, parts, config, state)
+            watching, findings, watched = watch(phase, parts, config, state)
+        # Rollouts that a signal came upon are dropped, and drawn again after the restart: a signal
+        # to every process of the job may have ended programs that they were scored by.
+        stop_if_asked(job, parts.store, state, partial(save, parts))
+        state = watching
         metrics = sum_pairs(phase.metrics, policy.layout.dp_cp)
         recorder.phase(phase.sampled, metrics | watched | dict(published))
         minibatches = deal(parts, config, phase.kept, phase_start)
@@ -67,6 +75,7 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
                 result = update(minibatch, parts, config, state)
             state = dataclasses.replace(state, step=state.step + 1)
             recorder.step(state.step, result)
+            job.step_made(state.step, recorder.last_times_s.get("time/own_rollout_s", 0.0))
             parts.store.poll()
             if keep_reference and _is_due(state.step, stage.reference_refresh_steps):
                 parts.bank.store(REFERENCE)
@@ -78,12 +87,14 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
         )
         reason_to_stop = stop_message(findings, config.monitor, state.step)
         if reason_to_stop or _checkpoint_due(phase_start, state.step, stage):
-            with recorder.timed("time/checkpoint_s"):
+            with recorder.timed("time/checkpoint_s"), job.checkpointing():
                 save(parts, state)
         if reason_to_stop:
             parts.store.poll(wait=True)
             raise RewardHackError(reason_to_stop)
-    parts.store.poll(wait=True)
+    with job.checkpointing():
+        parts.store.poll(wait=True)
+    job.between_loops()
     return state
 
 

@@ -16,6 +16,7 @@ from megatron_r1.rewards.scorer import RewardScorer
 from megatron_r1.rollout.engine import RolloutEngine
 from megatron_r1.telemetry.recorder import Recorder
 from megatron_r1.trainers.critic import Critic
+from megatron_r1.trainers.job import Job
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.reward_parts import RewardModels
 
@@ -32,6 +33,7 @@ class RlParts:
     """On leaders; None on the other ranks."""
     store: CheckpointStore
     recorder: Recorder
+    job: Job
     reward_models: RewardModels | None = None
     """Where the reward has parts that models give."""
     critic: Critic | None = None

@@ -50,7 +50,9 @@ def sample_phase(parts: RlParts, config: RlConfig, state: LoopState) -> Phase:
         num_prompts = num_prompts_to_draw(
             wanted, drawn=num_drawn, kept=len(kept_draws), multiple=samplers.size
         )
-        scored = sample_and_score(parts, config, parts.prompts.take(num_prompts), state)
+        prompts = parts.prompts.take(num_prompts)
+        with parts.recorder.timed("time/own_rollout_s"):  # without waiting for other replicas
+            scored = sample_and_score(parts, config, prompts, state)
         metrics = add_pairs(metrics, phase_metrics(parts, scored))
         sampled += scored
         kept += without_silent_groups(scored) if algo.drop_zero_std_groups else scored

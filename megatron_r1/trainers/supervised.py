@@ -15,6 +15,7 @@ from megatron_r1.data.packing import balance_rows
 from megatron_r1.models.weight_bank import WeightBank
 from megatron_r1.parallel.layout import Axis
 from megatron_r1.telemetry.recorder import Recorder
+from megatron_r1.trainers.job import Job, stop_if_asked
 from megatron_r1.trainers.megatron_step import MegatronStep, TokenLoss
 from megatron_r1.trainers.schedule import learning_rate
 from megatron_r1.types import TrainBatch
@@ -27,6 +28,7 @@ class SupervisedParts:
     megatron_step: MegatronStep
     store: CheckpointStore
     recorder: Recorder
+    job: Job
     bank: WeightBank | None = None
     """Its reference is saved with the policy, where there is one."""
 
@@ -57,9 +59,17 @@ def train_supervised(
     Args:
         update_of: what to learn from in each step, a function of its number alone.
         measured_after: figures to record with the update of this number, from 1.
+
+    Raises:
+        StoppedEarly: a signal ended the run.
     """
     megatron_step, recorder, store = parts.megatron_step, parts.recorder, parts.store
+
+    def save(state: LoopState) -> None:
+        store.save(state, megatron_step.policy, megatron_step.optimizer, parts.bank)
+
     while state.step < num_steps:
+        stop_if_asked(parts.job, store, state, save)
         update = update_of(state.step)
         with recorder.timed("time/update_s"):
             result = megatron_step.train_step(
@@ -74,11 +84,14 @@ def train_supervised(
             measured = measured_after(state.step)
             result = dataclasses.replace(result, metrics={**result.metrics, **measured})
         recorder.step(state.step, result)
+        parts.job.step_made(state.step)
         store.poll()
         if state.step % stage.checkpoint_every_steps == 0 or state.step == num_steps:
-            with recorder.timed("time/checkpoint_s"):
-                store.save(state, megatron_step.policy, megatron_step.optimizer, parts.bank)
-    store.poll(wait=True)
+            with recorder.timed("time/checkpoint_s"), parts.job.checkpointing():
+                save(state)
+    with parts.job.checkpointing():
+        store.poll(wait=True)
+    parts.job.between_loops()
     return state
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
 import pytest
 
 from megatron_r1.config.reward import RewardConfig
@@ -80,6 +81,21 @@ def test_scoring_starts_while_groups_are_still_coming():
     assert time.monotonic() - arrived[-1] < 2.0
     assert len(scored) == 3
     assert all(reward.total != os.getpid() for group in scored for reward in group.rewards)
+
+
+def test_a_sigterm_to_every_process_of_a_job_ends_no_worker():
+    def decoding(group: RolloutGroup) -> Iterator[RolloutGroup]:
+        yield group
+        time.sleep(0.3)  # the worker is at it
+        for process in own.children(recursive=True):
+            process.terminate()
+
+    own = psutil.Process()
+    with scorer_of("sleepy") as scorer:
+        before = own.children(recursive=True)  # workers, and the server that they fork from
+        (scored,) = scorer.score(decoding(group_of(prompt_of(), "0.6", "0")))
+        assert totals([scored]) == [[1.0, 1.0]]
+        assert own.children(recursive=True) == before
 
 
 def test_only_the_slow_rollout_times_out():

@@ -9,21 +9,19 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
+
+from tests.stages.run_results import assert_same, metrics, steady
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("R1_KILLS", "5"))
 STEPS = max(12, 4 * KILLS)
-CLOCK = re.compile("^time/|per_s|seconds")
 RANKS = int(os.environ.get("R1_KILL_RANKS", "1"))
 
 pytestmark = [
@@ -108,29 +106,6 @@ def kill(root: Path, rng: random.Random, *, during_checkpoint: bool) -> None:
     process.communicate()
 
 
-def weights(run: Path, stage: str) -> dict[str, torch.Tensor]:
-    from megatron.core import dist_checkpointing
-
-    from megatron_r1.checkpoint.record import resolve_checkpoint
-
-    path = resolve_checkpoint(run / stage) / "policy"
-    return dict(flatten("", dist_checkpointing.load_plain_tensors(str(path))))
-
-
-def flatten(prefix: str, value: object) -> Iterator[tuple[str, torch.Tensor]]:
-    """Weights, Adam's moments and step counts, by name."""
-    if isinstance(value, torch.Tensor):
-        yield prefix, value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from flatten(f"{prefix}/{key}", item)
-
-
-def steady(row: dict) -> dict:
-    """A line of metrics.jsonl, or a stage's summary, without what a clock put into it."""
-    return {k: v for k, v in row.items() if not CLOCK.search(k)}
-
-
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, one_rank):
     untouched = finish(tmp_path / "untouched")
     rng = random.Random(12)
@@ -140,17 +115,9 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, one_rank):
     survivor = finish(root)
 
     for stage in ("base", "r1_zero"):
-        expected, found = weights(untouched, stage), weights(survivor, stage)
-        assert len(expected) > 200  # weights and two moments each
-        assert expected.keys() == found.keys()
-        different = [name for name in expected if not torch.equal(expected[name], found[name])]
-        assert not different, f"{stage}: {different[:5]}"
-    rows = [
-        [json.loads(line) for line in (run / "r1_zero/metrics.jsonl").read_text().splitlines()]
-        for run in (untouched, survivor)
-    ]
-    assert [row["step"] for row in rows[1]] == list(range(1, STEPS + 1))  # each step once
-    assert [steady(row) for row in rows[0]] == [steady(row) for row in rows[1]]
+        assert_same(untouched, survivor, stage)
+    rows = metrics(survivor, "r1_zero")
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))  # each step once
     expected, found = (
         json.loads((run / "summary.json").read_text())["r1_zero"] for run in (untouched, survivor)
     )

@@ -17,6 +17,7 @@ from megatron_r1.trainers.distill import (
     train_distilled,
     with_teacher_logits,
 )
+from megatron_r1.trainers.job import Job
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.supervised import SupervisedParts, own_share
 from megatron_r1.types import TrainRow
@@ -64,6 +65,7 @@ def train(one_rank, run_dir, step, config, teacher) -> list[dict]:
         megatron_step=step,
         store=CheckpointStore(run_dir, keep=1, tokenizer_dir=None),
         recorder=recorder,
+        job=Job(one_rank.host),
     )
     settings = DistillLoopConfig(stage=config.stage, optimizer=config.optimizer, seed=1)
     state = train_distilled(parts, settings, samples(8), LoopState(), teacher=teacher)

@@ -16,6 +16,7 @@ from megatron_r1.config.load import load_config
 from megatron_r1.data.examples import response_row
 from megatron_r1.models.weight_bank import WeightBank
 from megatron_r1.telemetry.recorder import Recorder
+from megatron_r1.trainers.job import Job
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.micro_batches import plan_micro_batches
 from megatron_r1.trainers.preference import (
@@ -78,7 +79,9 @@ def train(one_rank, tokenizer, run_dir, state=None, *, epochs: int = 3):
         num_steps=5 * epochs,
         is_main=True,
     )
-    parts = SupervisedParts(megatron_step=step, store=store, recorder=recorder, bank=bank)
+    parts = SupervisedParts(
+        megatron_step=step, store=store, recorder=recorder, job=Job(one_rank.host), bank=bank
+    )
     settings = DpoLoopConfig(
         stage=config.stage, algo=config.algo, optimizer=config.optimizer, seed=1
     )

@@ -25,6 +25,7 @@ from megatron_r1.data.scored_rows import scored_row, summary_of
 from megatron_r1.stages.rm_helpful import helpful_task, pair_rows
 from megatron_r1.stages.rm_safety import labelled_row, safety_task
 from megatron_r1.telemetry.recorder import Recorder
+from megatron_r1.trainers.job import Job
 from megatron_r1.trainers.reward_model import (
     RewardTask,
     heldout_metrics,
@@ -90,7 +91,9 @@ def train(
         run_dir, config.telemetry, label="rm", first_step=0, num_steps=num_steps, is_main=True
     )
     store = CheckpointStore(run_dir, keep=1, tokenizer_dir=Path(tokenizer.path))
-    parts = SupervisedParts(megatron_step=step, store=store, recorder=recorder)
+    parts = SupervisedParts(
+        megatron_step=step, store=store, recorder=recorder, job=Job(one_rank.host)
+    )
     state = train_reward_model(
         parts, task, config.stage, config.optimizer, examples, heldout, LoopState(), seed=1
     )

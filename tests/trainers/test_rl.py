@@ -25,6 +25,7 @@ from megatron_r1.rewards.scorer import RewardScorer
 from megatron_r1.rollout.inprocess import InProcessEngine
 from megatron_r1.telemetry.recorder import Recorder
 from megatron_r1.trainers.critic import Critic
+from megatron_r1.trainers.job import Job
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.reward_parts import RewardModels
 from megatron_r1.trainers.rl import train_rl
@@ -125,6 +126,7 @@ def train(
             store=store,
             recorder=recorder,
             critic=critic,
+            job=Job(one_rank.host),
         )
         settings = RlConfig(
             stage=config.stage,

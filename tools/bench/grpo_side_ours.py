@@ -72,6 +72,7 @@ def main(directory: Path) -> None:
     from megatron_r1.parallel.exchange import on_main_rank
     from megatron_r1.parallel.layout import enter_layout
     from megatron_r1.rollout.inprocess import InProcessEngine
+    from megatron_r1.trainers.job import Job
     from megatron_r1.trainers.megatron_step import MegatronStep
     from megatron_r1.trainers.rl import RlConfig, RlParts, train_rl
 
@@ -118,6 +119,7 @@ def main(directory: Path) -> None:
             scorer=scorer,
             store=store,
             recorder=recorder,
+            job=Job(step.policy.host),
         )
         settings = RlConfig(
             stage=config.stage,

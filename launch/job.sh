@@ -1,0 +1,35 @@
+# What follows the header of every sbatch script here: the tasks, and what comes after them.
+# Sourced. `run_stage STAGE OVERRIDE...` does not return.
+#
+#   MEGATRON_R1_SRUN_ARGS='--container-image=/images/r1.sqsh --container-mounts=/shared:/shared'
+
+EXIT_USER_ERROR=2 # errors.py: starting again would end the same way
+MAX_RESTARTS=100  # cluster.max_restarts: of programs that cannot even begin to count them
+
+run_stage() {
+    local stage=$1 override code=0
+    shift
+    local chosen=0 cluster=0
+    for override in "$@"; do
+        case $override in
+        stage=* | experiment=*) chosen=1 ;;
+        cluster=*) cluster=1 ;;
+        esac
+    done
+    if ((!chosen)); then set -- "stage=$stage" "$@"; fi
+    if ((!cluster)); then set -- "cluster=slurm" "$@"; fi
+
+    local log=runs/logs/$SLURM_JOB_NAME-$SLURM_JOB_ID-restart${SLURM_RESTART_COUNT:-0}.log
+    mkdir -p runs/logs
+    echo "$(date +%FT%T) job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, restart ${SLURM_RESTART_COUNT:-0}: $log"
+    # The first rank that leaves after saving must not end those that still save. --wait does end
+    # them where a rank was lost.
+    # shellcheck disable=SC2086  options, by words
+    srun --label --kill-on-bad-exit=0 --wait=60 --output="$log" ${MEGATRON_R1_SRUN_ARGS:-} \
+        bash launch/step.sh "$@" || code=$?
+    echo "$(date +%FT%T) exit code $code"
+    if ((code != 0 && code != EXIT_USER_ERROR && ${SLURM_RESTART_COUNT:-0} < MAX_RESTARTS)); then
+        scontrol requeue "$SLURM_JOB_ID" # same number, same run directory: it resumes
+    fi
+    exit "$code"
+}

@@ -1,0 +1,60 @@
+"""Being asked to stop while there is still time for a checkpoint.
+
+Slurm warns before a time limit (``--signal=USR1@600``) and sends SIGTERM before it preempts or
+cancels; it sends either to every process of a job, children included.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from types import FrameType
+
+WARNING = signal.SIGUSR1
+
+_received: set[int] = set()
+
+
+def listen() -> None:
+    """Keep Slurm's warning for later. Call it first of all in the process.
+
+    The signal is blocked and stays pending: threads and children that start from here on inherit
+    the mask, so that it ends none of them.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {WARNING})
+
+
+@contextmanager
+def terminate_later() -> Iterator[None]:
+    """Within the block SIGTERM is only noted. Slurm sends it more than once, and SIGKILL to what
+    has not ended in time."""
+    before = signal.signal(signal.SIGTERM, _note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def children_outlive_sigterm() -> Iterator[None]:
+    """Processes that are started in the block inherit a mask: what a checkpoint or a reward needs
+    is still there when Slurm has sent SIGTERM to every process of the job."""
+    resource_tracker.ensure_running()  # its first start would take the mask away
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def signal_to_stop() -> int:
+    """The number of a signal that asked this process to stop; 0 when there was none."""
+    if WARNING in signal.sigpending():
+        return WARNING
+    return max(_received, default=0)
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    _received.add(number)

@@ -1,0 +1,108 @@
+"""The same jobs through NeMo-Run: headers, overrides, chains, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_r1.config.load import load_config
+from tests.slurm.test_sbatch import AWKWARD, PROBE, ROOT
+
+pytest.importorskip("nemo_run", reason="needs NeMo-Run: bash launch/setup_env.sh launch")
+
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
+
+HEADER = re.compile(r"^#SBATCH --([a-z-]+)=(\S+)", re.MULTILINE)
+ALIKE = ("nodes", "ntasks-per-node", "gpus-per-node", "time", "signal", "open-mode")
+SECRET = "hf_9876543210_not_for_any_file"
+
+
+def launch(directory: Path, *arguments: str, env=os.environ, **more: str):
+    return subprocess.run(
+        [sys.executable, "-m", "megatron_r1.launch", *arguments],
+        cwd=directory,
+        env={**env, "PYTHONPATH": str(ROOT), "HF_TOKEN": SECRET, **more},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+@pytest.mark.parametrize("stage", ["r1_zero"])
+def test_the_script_asks_for_what_nemo_run_asks(stage, tmp_path):
+    """The exceptions: --requeue, which NeMo-Run gives sbatch on the command line, and log files."""
+    done = launch(tmp_path, "--dry-run", "experiment=quickstart", "cluster=slurm")
+    assert done.returncode == 0, done.stderr
+    kept = dict(HEADER.findall((ROOT / f"launch/{stage}.sh").read_text()))
+    asked = dict(HEADER.findall(done.stdout))
+    assert {key: kept.get(key) for key in ALIKE} == {key: asked.get(key) for key in ALIKE}
+    config = load_config(["experiment=quickstart", "cluster=slurm"]).cluster
+    assert asked["signal"] == f"USR1@{config.warn_s}" and kept["nodes"] == str(config.nodes)
+    assert "sbatch --requeue" in done.stdout
+    assert "--wait=60" in done.stdout and "launch/step.sh" in done.stdout
+
+
+def test_overrides_arrive_unchanged_and_secrets_nowhere(slurm, tmp_path):
+    overrides = [
+        "experiment=quickstart",
+        "cluster=slurm_onehost",
+        "+cluster.env.NOTE='two words, $HOME'",
+        *(f"+data.task_options.x{number}={hydra_text(o)}" for number, o in enumerate(AWKWARD)),
+    ]
+    probe = {"MEGATRON_R1_PYTHON": str(PROBE), "PROBE_DIR": str(tmp_path)}
+    done = launch(tmp_path, *overrides, env=slurm.env, **probe)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for rank in range(2):
+        seen = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert seen["argv"] == ["-m", "megatron_r1.train", *overrides]
+        assert (seen["sum"], seen["WORLD_SIZE"]) == (1, "2")
+        assert seen["NOTE"] == "two words, $HOME"
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert SECRET.encode() not in path.read_bytes(), path
+    assert SECRET not in done.stdout + done.stderr
+
+
+def hydra_text(text: str) -> str:
+    return "'" + text.replace("'", "\\'") + "'"
+
+
+def test_the_same_command_runs_stages_here(tmp_path):
+    chain = ["stage=tiny_base,r1_zero", "rollout.max_response_tokens=64", "cluster=local"]
+    dry = launch(tmp_path, "--dry-run", *chain)
+    assert dry.returncode == 0, dry.stderr
+    stages = [line.split()[-2] for line in dry.stdout.splitlines()]
+    assert stages == ["stage=tiny_base", "stage=r1_zero"]
+    unread = ["stage=r1_zero", "data=jsonl", "data.path=nowhere.jsonl"]  # until the stage starts
+    done = launch(tmp_path, *unread, "rollout.max_response_tokens=64", "data.max_prompt_tokens=64")
+    assert done.returncode == 2
+    assert "nowhere.jsonl" in done.stderr
+
+
+def test_a_secret_in_the_configuration_is_refused(tmp_path):
+    done = launch(tmp_path, "cluster=slurm", "+cluster.env.HF_TOKEN=x")
+    assert done.returncode == 2
+    assert "cluster.env holds HF_TOKEN" in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_a_chain_stops_after_a_stage_that_failed(slurm, tmp_path):
+    """The second stage has no base model to start from: exit code 2, and no second start."""
+    chain = "stage=tiny_base,r1_zero,tiny_base"
+    small = ["data.max_prompt_tokens=64", "rollout.max_response_tokens=64"]
+    probe = {"MEGATRON_R1_PYTHON": str(PROBE), "PROBE_DIR": str(tmp_path)}
+    failing = {"PROBE_FAILS_ON": "stage=r1_zero"}
+    done = launch(
+        tmp_path, chain, "cluster=slurm_onehost", *small, env=slurm.env, **probe, **failing
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    states = [line.split() for line in done.stdout.splitlines()[-3:]]
+    assert [words[-1] for words in states] == ["COMPLETED", "FAILED", "CANCELLED"]
+    assert slurm.job(states[1][2])["Restarts"] == "0"
+    seen = json.loads((tmp_path / "rank0.json").read_text())["argv"]
+    assert "stage=r1_zero" in seen and "run.name='r1_zero/1_r1_zero'" in seen
