@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import sys
 from collections.abc import Callable
 
@@ -30,6 +31,14 @@ def run_command(action: Callable[[], None], *, speaks: bool = True) -> int:
         message = f"DiskFull: {error.strerror}{where}. Make room, start the same command again"
         return _fail(f"{message}, and it goes on", EXIT_USER_ERROR)
     return EXIT_DONE
+
+
+def gigabytes(text: str) -> float:
+    """A size on the command line, for argparse; raises ValueError where it is none."""
+    value = float(text)
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(text)
+    return value
 
 
 def _fail(message: str, exit_code: int) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone that is not installed
 
-from megatron_r1.command import run_command  # noqa: E402
+from megatron_r1.command import gigabytes, run_command  # noqa: E402
 
 
 def main() -> int:
@@ -32,7 +32,7 @@ def main() -> int:
         help="of the weights; FP8 is kept as bfloat16 (default: keep)",
     )
     parser.add_argument(
-        "--file-gb", type=float, default=4.0, help="size of a data file (default: 4)"
+        "--file-gb", type=gigabytes, default=4.0, help="size of a data file (default: 4)"
     )
     parser.add_argument(
         "--dry-run",

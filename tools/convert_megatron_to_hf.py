@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone that is not installed
 
-from megatron_r1.command import run_command  # noqa: E402
+from megatron_r1.command import gigabytes, run_command  # noqa: E402
 
 
 def main() -> int:
@@ -31,7 +31,9 @@ def main() -> int:
         default="keep",
         help="of the weights; fp8 is DeepSeek's, with a scale per 128 x 128 (default: keep)",
     )
-    parser.add_argument("--shard-gb", type=float, default=5.0, help="size of a file (default: 5)")
+    parser.add_argument(
+        "--shard-gb", type=gigabytes, default=5.0, help="size of a file (default: 5)"
+    )
     parser.add_argument(
         "--dry-run",
         action="store_true",

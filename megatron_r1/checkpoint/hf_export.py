@@ -31,7 +31,7 @@ from megatron_r1.checkpoint.fp8_blocks import (
     num_blocks,
     quantize,
 )
-from megatron_r1.checkpoint.hf_weights import check_finite
+from megatron_r1.checkpoint.hf_weights import cast_finite, check_finite
 from megatron_r1.checkpoint.record import (
     FP8_SCALES,
     POLICY,
@@ -43,7 +43,7 @@ from megatron_r1.checkpoint.record import (
     saved_config,
     saved_head,
 )
-from megatron_r1.checkpoint.safetensors_dir import map_bytes, read_header, read_json
+from megatron_r1.checkpoint.safetensors_dir import DTYPES, map_bytes, read_header, read_json
 from megatron_r1.checkpoint.safetensors_shards import (
     ShardFile,
     TensorSpec,
@@ -106,7 +106,7 @@ class PolicyWeights:
         if entry is None:
             return None
         scales = map_bytes(entry.file, entry.start, entry.stop - entry.start)
-        return scales.view(torch.float32).view(entry.shape)
+        return scales.view(DTYPES[entry.dtype]).view(entry.shape).float()
 
     def is_quantized(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether an FP8 directory has this tensor in FP8: as its source, or as DeepSeek-V3."""
@@ -262,4 +262,5 @@ def _write(shard: ShardFile, weights: PolicyWeights, item: _Item) -> None:
             shard.write(spec.name, codes)
             shard.write(spec.name + SCALE_SUFFIX, scales)
         else:
-            shard.write(spec.name, values[spec.name].to(spec.dtype))
+            value = cast_finite(values[spec.name], spec.dtype, spec.name, weights.path)
+            shard.write(spec.name, value)

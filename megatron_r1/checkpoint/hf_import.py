@@ -9,9 +9,6 @@ import time
 from math import prod
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from megatron_r1.checkpoint.conversion import (
     MEGABYTE,
     ConversionReport,
@@ -20,7 +17,7 @@ from megatron_r1.checkpoint.conversion import (
     make_report,
 )
 from megatron_r1.checkpoint.draft import draft_directory, fingerprint
-from megatron_r1.checkpoint.hf_weights import HfWeights
+from megatron_r1.checkpoint.hf_weights import HfWeights, cast_finite
 from megatron_r1.checkpoint.record import (
     FP8_SCALES,
     POLICY,
@@ -112,11 +109,8 @@ def _write(
     ones = (1,) * len(place.index)
     for row, tensor in weights.pieces(mapping):
         offsets = (*place.index, row, *(0,) * (tensor.ndim - 1))
-        chunks.write(place.key, offsets, (*ones, *tensor.shape), _converted(tensor, dtype))
-
-
-def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor if tensor.dtype is dtype else tensor.to(dtype)
+        cast = cast_finite(tensor, dtype, mapping.hf[0], weights.path)
+        chunks.write(place.key, offsets, (*ones, *tensor.shape), cast)
 
 
 def _keep_scales(weights: HfWeights, file: Path) -> None:

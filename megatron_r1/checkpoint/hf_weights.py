@@ -112,5 +112,23 @@ def check_finite(tensor: Tensor, name: str, file: Path) -> None:
             )
 
 
+def cast_finite(tensor: Tensor, dtype: torch.dtype, name: str, file: Path) -> Tensor:
+    """In another type; refuses what does not fit into it.
+
+    Args:
+        tensor: finite numbers.
+    """
+    if tensor.dtype is dtype:
+        return tensor
+    cast = tensor.to(dtype)
+    if cast.numel() and not torch.stack(torch.aminmax(cast)).isfinite().all():
+        largest = float(tensor.abs().max())
+        raise CheckpointError(
+            f"{file}: {name} holds {largest:.4g}, which {str(dtype).removeprefix('torch.')} does "
+            "not. Choose another --dtype"
+        )
+    return cast
+
+
 def _readable(dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if dtype is torch.float8_e4m3fn else dtype

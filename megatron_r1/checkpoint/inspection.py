@@ -22,6 +22,7 @@ from megatron_r1.checkpoint.record import (
 from megatron_r1.checkpoint.safetensors_dir import DTYPES, SafetensorsDir
 from megatron_r1.checkpoint.sharded_tensors import ShardedReader
 from megatron_r1.config.model import Head, ModelConfig
+from megatron_r1.errors import ConfigError
 from megatron_r1.models.size import count_parameters
 from megatron_r1.telemetry.table import render_table
 
@@ -40,6 +41,10 @@ def describe(path: Path, pattern: str | None = None) -> str:
     Raises:
         CheckpointError: neither is there, or it is damaged.
     """
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise ConfigError(f"{pattern!r} is no regular expression: {error}") from error
     if is_hf_directory(path):
         return "\n".join(_describe_hf(path, pattern))
     return "\n".join(_describe_checkpoint(resolve_checkpoint(path), pattern))

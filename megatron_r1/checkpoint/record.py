@@ -39,6 +39,8 @@ TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
+    "tiktoken.model",
+    "tokenization_moonshot.py",
     "vocab.json",
     "merges.txt",
     "special_tokens_map.json",
@@ -58,7 +60,7 @@ def latest_checkpoint(checkpoints: Path) -> Path | None:
     pointer = checkpoints / "latest"
     if not pointer.is_file():
         return None
-    name = pointer.read_text().strip()
+    name = pointer.read_text(errors="replace").strip()
     path = checkpoints / name
     if not name or not path.is_dir():
         raise CheckpointError(

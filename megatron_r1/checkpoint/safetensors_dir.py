@@ -12,7 +12,7 @@ import json
 import mmap
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -140,12 +140,28 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             entries = dict(_entries(header, file, first_byte=8 + length))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{file} has a damaged header: {error!r}") from error
-    for entry in entries.values():
+    _check_places(entries.values(), file, first_byte=8 + length, size=size)
+    return entries
+
+
+def _check_places(
+    entries: Iterable[TensorEntry], file: Path, *, first_byte: int, size: int
+) -> None:
+    """Tensors lie behind one another from the header to the file's end: no two in one place."""
+    place = first_byte
+    for entry in sorted(entries, key=lambda entry: (entry.start, entry.stop)):
         if entry.stop > size:
             raise CheckpointError(
                 f"{file} is cut short: it has {size} bytes, and {entry.name} ends at {entry.stop}"
             )
-    return entries
+        if entry.start != place:
+            raise CheckpointError(
+                f"{file} has a damaged header: {entry.name} begins at {entry.start}, and what is "
+                f"before it ends at {place}"
+            )
+        place = entry.stop
+    if place != size:
+        raise CheckpointError(f"{file} has {size - place} bytes behind its last tensor")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -168,6 +184,8 @@ def _entries(header: Mapping[str, Any], file: Path, *, first_byte: int):
         if name == "__metadata__":
             continue
         start, stop = record["data_offsets"]
+        if not all(isinstance(number, int) for number in (start, stop, *record["shape"])):
+            raise ValueError(f"{name} has places or sizes that are no whole numbers")
         entry = TensorEntry(
             name,
             record["dtype"],

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,7 +89,7 @@ class ShardedReader:
                 ]
                 for key in self.specs
             }
-        except (OSError, EOFError, pickle.UnpicklingError, AttributeError, KeyError) as error:
+        except Exception as error:  # a damaged pickle raises anything
             raise CheckpointError(f"{path / '.metadata'} cannot be read: {error!r}") from error
         self._parts: dict[tuple[str, int], dict[Index, list[Chunk]]] = {}
         self._check_sizes()
@@ -152,7 +151,7 @@ class ShardedReader:
             with archive.file:
                 layout = torch.load(archive, map_location="meta", weights_only=True)
                 offset = _data_offset(archive)
-        except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.PickleError) as error:
+        except Exception as error:  # a damaged archive raises anything
             raise CheckpointError(f"{file} is damaged: {chunk.key} cannot be read") from error
         num_bytes = layout.untyped_storage().nbytes()
         storage = map_bytes(file, chunk.start + offset, num_bytes).view(layout.dtype)
@@ -188,7 +187,13 @@ class ChunkFile:
         if tensor.untyped_storage().nbytes() != tensor.nbytes or not tensor.is_contiguous():
             tensor = tensor.clone(memory_format=torch.contiguous_format)  # all of it is written
         start = self.handle.tell()
-        torch.save(tensor.view(sizes), self.handle)
+        try:
+            torch.save(tensor.view(sizes), self.handle)
+        except RuntimeError as error:
+            # torch's writer fails once more on its way out, and hides what the disk said.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         length = self.handle.tell() - start
         self.chunks.append(Chunk(key, offsets, sizes, self.name, start, length))
 

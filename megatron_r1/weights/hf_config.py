@@ -6,6 +6,8 @@ under a half-understood configuration would run and be wrong.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -143,7 +145,10 @@ def model_config_from_hf(config_json: Json, where: str, *, name: str | None = No
         ConfigError: an architecture, a rope type or a setting that is not supported, or a missing
             field; says what is supported.
     """
-    head, architectures = head_from_hf(config_json), config_json.get("architectures") or []
+    architectures = config_json.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(a, str) for a in architectures):
+        raise ConfigError(f"{where}: architectures = {architectures!r} is no list of names")
+    head = head_from_hf(config_json)
     family = _FAMILIES.get(
         architectures[0].replace(_SUFFIXES[head], _SUFFIXES[Head.vocabulary])
         if len(architectures) == 1
@@ -155,6 +160,7 @@ def model_config_from_hf(config_json: Json, where: str, *, name: str | None = No
             f"{', '.join(sorted(_FAMILIES))}, or the {_SUFFIXES[Head.scalar]} of one"
         )
     stated = {_RENAMED.get(k, k): v for k, v in config_json.items() if v is not None}
+    _check_types(where, family, stated)
     if head is Head.scalar:
         # A file without labels is one of transformers' default, two.
         num_labels = stated.get("num_labels", len(stated.get("id2label", "01")))
@@ -163,7 +169,9 @@ def model_config_from_hf(config_json: Json, where: str, *, name: str | None = No
     config_json = {**_DEFAULTS, **_derived_defaults(family, stated), **stated}
     for key, value in family.fixed.items():
         _check(where, key, config_json.get(key, value), value)
-    layer_types = sorted(set(config_json.get("layer_types") or ["full_attention"]))
+    layer_types = config_json.get("layer_types") or ["full_attention"]
+    if isinstance(layer_types, list) and all(isinstance(name, str) for name in layer_types):
+        layer_types = sorted(set(layer_types))
     _check(where, "layer_types", layer_types, ["full_attention"])
     missing = sorted(theirs for theirs in family.names.values() if theirs not in config_json)
     if missing:
@@ -182,6 +190,26 @@ def model_config_from_hf(config_json: Json, where: str, *, name: str | None = No
         **fields,
         **family.switches,
     )
+
+
+def _check_types(where: str, family: _Family, stated: Json) -> None:
+    """Refuse text for a number, and a number that is none."""
+    types = {field.name: str(field.type) for field in dataclasses.fields(family.schema)}
+    for ours, theirs in family.names.items():
+        if theirs in stated:
+            value = stated[theirs]
+            if types[ours] == "float":
+                is_right = _is_number(value)
+            else:
+                is_right = type(value) is (bool if types[ours] == "bool" else int)
+            if not is_right:
+                raise ConfigError(f"{where}: {theirs} = {value!r} is no {types[ours].split()[0]}")
+    if "model_type" in stated:
+        _check(where, "model_type", stated["model_type"], family.model_type)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def head_from_hf(config_json: Json) -> Head:
@@ -259,11 +287,14 @@ _ROPE_TYPES = {
 def _rope_config(config_json: Json, where: str) -> RopeConfig:
     """Out of `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
     key = "rope_parameters" if config_json.get("rope_parameters") else "rope_scaling"
-    stated = {k: v for k, v in config_json.get(key, {}).items() if v is not None}
+    rope = config_json.get(key, {})
+    if not isinstance(rope, dict):
+        raise ConfigError(f"{where}: {key} = {rope!r} is no JSON object")
+    stated = {k: v for k, v in rope.items() if v is not None}
     theta = stated.pop("rope_theta", config_json.get("rope_theta", 10_000.0))
     old_type = stated.pop("type", "default")
     rope_type = stated.pop("rope_type", old_type)
-    if rope_type not in _ROPE_TYPES:
+    if not isinstance(rope_type, str) or rope_type not in _ROPE_TYPES:
         raise ConfigError(
             f"{where}: {key}.rope_type = {rope_type!r} is not supported. Supported are "
             f"{', '.join(_ROPE_TYPES)}"
@@ -288,6 +319,10 @@ def _rope_config(config_json: Json, where: str) -> RopeConfig:
         _check(where, f"{key}.mscale_all_dim", stated.get("mscale_all_dim", 0.0), 0.0)
         stated |= {"mscale": 1.0, "mscale_all_dim": 0.0}
     fields = {ours: stated[theirs] for ours, theirs in names.items() if theirs in stated}
+    for ours, value in {"theta": theta, **fields}.items():
+        if not _is_number(value):
+            theirs = names.get(ours, "rope_theta")
+            raise ConfigError(f"{where}: {key}: {theirs} = {value!r} is no number")
     return RopeConfig(theta=theta, scaling=scaling, **fields)
 
 

@@ -21,11 +21,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_r1.checkpoint.conversion import WeightDtype
+from megatron_r1.checkpoint.draft import draft_directory
 from megatron_r1.checkpoint.hf_export import export_hf
 from megatron_r1.checkpoint.hf_import import import_hf
 from megatron_r1.checkpoint.record import read_state, saved_config
 from megatron_r1.checkpoint.safetensors_dir import SafetensorsDir
+from megatron_r1.checkpoint.sharded_tensors import ChunkFile
 from megatron_r1.config.load import load_config
+from megatron_r1.errors import CheckpointError
 from megatron_r1.weights.hf_config import hf_config
 from megatron_r1.weights.names import name_table
 from tests.checkpoint.hub import (
@@ -221,10 +224,16 @@ def index_of(directory: Path) -> Path:
     return directory / "model.safetensors.index.json"
 
 
-def refused(source: Path, tmp_path: Path, name: str = IMPORT) -> str:
+def refused(
+    source: Path,
+    tmp_path: Path,
+    name: str = IMPORT,
+    *options: str,
+    destination: Path | None = None,
+) -> str:
     """The one message of a conversion that must end with exit code 2 and leave nothing."""
     before = set(tmp_path.iterdir())
-    done = tool(name, source, tmp_path / "out")
+    done = tool(name, source, destination or tmp_path / "out", *options)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     messages = [line for line in done.stderr.splitlines() if "Error: " in line]
@@ -303,6 +312,11 @@ def test_missing_file(spoiled, tmp_path):
         ({"num_hidden_layers": 5}, "missing: model.layers.4."),
         ({"kv_lora_rank": 48}, "kv_a_proj_with_mqa.weight in model-"),
         ({"scoring_func": "softmax"}, "scoring_func"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers = '2' is no int"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps = '1e-6' is no float"),
+        ({"rope_parameters": "yarn"}, "rope_parameters = 'yarn' is no JSON object"),
+        ({"architectures": 5}, "architectures = 5 is no list"),
+        ({"model_type": "llama"}, "model_type"),
     ],
 )
 def test_wrong_config(spoiled, tmp_path, change, expected):
@@ -427,3 +441,63 @@ def test_the_model_of_a_checkpoint_is_read_back(imported):
     config = saved_config(imported, read_state(imported))
     assert config.kv_lora_rank == 32 and config.rope.factor == 4.0
     assert config.num_mtp_layers == 0  # transformers writes none
+
+
+def test_a_destination_that_is_filled_meanwhile_keeps_what_it_has(hub, tmp_path):
+    final = tmp_path / "out"
+    with pytest.raises(CheckpointError, match="exists already"):
+        with draft_directory(final, {}) as draft:
+            (draft / "work").write_text("done")
+            final.mkdir()
+            (final / "precious.txt").write_text("mine")
+    assert (final / "precious.txt").read_text() == "mine"
+    (final / "precious.txt").unlink()
+    with draft_directory(final, {}) as draft:  # the finished work is still there
+        assert (draft / "work").exists()
+    assert (final / "work").read_text() == "done"
+
+
+def test_destinations_that_cannot_be(hub, tmp_path):
+    (tmp_path / "file").touch()
+    for target in (tmp_path / "file" / "out", tmp_path / ("x" * 250), Path("/proc/x/out")):
+        assert "cannot be written to" in refused(hub, tmp_path, destination=target)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    assert tool(IMPORT, hub, tmp_path / "link").returncode == 0
+    assert read_state(tmp_path / "empty")
+
+
+def test_a_number_that_the_new_type_cannot_hold(spoiled, tmp_path):
+    def enlarge(tensors):
+        tensors[DOWN_PROJ][0, 0] = 1e6
+
+    rewrite(spoiled, enlarge)
+    message = refused(spoiled, tmp_path, IMPORT, "--dtype", "float16")
+    assert f"{DOWN_PROJ} holds 9.994e+05, which float16 does not" in message  # as bfloat16
+
+
+def test_a_full_disk_is_what_a_chunk_says_of_it():
+    with open("/dev/full", "wb", buffering=0) as full:
+        chunks = ChunkFile("full", full)
+        with pytest.raises(OSError, match="No space left"):
+            chunks.write("key", (0,), (4096,), torch.zeros(4096))
+
+
+@pytest.mark.parametrize("shift", [-64, 64, 0.5])
+def test_tensors_in_places_that_are_not_theirs(spoiled, tmp_path, shift):
+    file = next(spoiled.glob("*.safetensors"))
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    last = max(header, key=lambda name: header[name].get("data_offsets", [0])[0])
+    header[last]["data_offsets"] = [place + shift for place in header[last]["data_offsets"]]
+    changed = json.dumps(header).encode()
+    file.write_bytes(len(changed).to_bytes(8, "little") + changed + content[8 + length :])
+    message = refused(spoiled, tmp_path)
+    assert file.name in message and last in message
+
+
+def test_bytes_behind_the_last_tensor(spoiled, tmp_path):
+    file = next(spoiled.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes() + bytes(1000))
+    assert f"{file.name} has 1000 bytes behind its last tensor" in refused(spoiled, tmp_path)
