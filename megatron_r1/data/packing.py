@@ -130,7 +130,7 @@ def build_micro_batch(
         logprobs_rollout_T=torch.cat([values(row.logprobs_rollout_L, row) for row in sequences]),
         logprobs_old_T=(
             torch.cat([values(row.logprobs_old_L, row) for row in sequences])
-            if any(row.logprobs_old_L is not None for row in rows)
+            if not rows or any(row.logprobs_old_L is not None for row in rows)
             else None
         ),
         logprobs_ref_T=torch.cat([values(row.logprobs_ref_L, row) for row in sequences]),

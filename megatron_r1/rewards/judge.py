@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
+from http.client import HTTPException
 from typing import Any
 
 from megatron_r1.config.judge import JudgeConfig
@@ -25,6 +26,7 @@ from megatron_r1.rewards.judge_cache import JudgeCache
 
 PAIR_SCORES = {"A>>B": 2, "A>B": 1, "A=B": 0, "B>A": -1, "B>>A": -2}
 """Verdict -> by how much A is better. The paper names no scale; a pair is kept above 1."""
+_CORRECTNESS = re.compile(r'"correctness"\s*:\s*"\s*(correct|incorrect)\s*"', re.IGNORECASE)
 _VERDICT = re.compile(r"\[\[\s*(A\s*>>\s*B|A\s*>\s*B|A\s*=\s*B|B\s*>\s*A|B\s*>>\s*A)\s*\]\]")
 _REFUSAL = re.compile(
     r"\bI(?:'m| am)? (?:sorry|cannot|can't|can not|unable|won't|will not|must decline)\b"
@@ -188,7 +190,15 @@ class Judge:
             return self._count(
                 Judgement(Kind.timeout, text=str(error), seconds=time.monotonic() - started)
             )
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        except (
+            OSError,
+            HTTPException,
+            ValueError,
+            KeyError,
+            IndexError,
+            TypeError,
+            AttributeError,
+        ) as error:
             text = f"{type(error).__name__}: {error}"
             return self._count(
                 Judgement(Kind.failed, text=text, seconds=time.monotonic() - started)
@@ -266,16 +276,10 @@ def parse_pair_verdict(text: str, finish_reason: str) -> tuple[Kind, str]:
 
 
 def parse_correctness(text: str, finish_reason: str) -> tuple[Kind, str]:
-    """``correctness`` of the last JSON object that has one."""
-    decoder = json.JSONDecoder(strict=False)
-    for found in reversed(list(re.finditer(r"\{", text))):
-        try:
-            record, _ = decoder.raw_decode(text, found.start())
-        except (ValueError, RecursionError):
-            continue
-        verdict = record.get("correctness") if isinstance(record, dict) else None
-        if isinstance(verdict, str) and verdict.strip().lower() in ("correct", "incorrect"):
-            return Kind.verdict, verdict.strip().lower()
+    """The one value of ``correctness`` in the reply; several that differ are none."""
+    verdicts = {verdict.lower() for verdict in _CORRECTNESS.findall(text)}
+    if len(verdicts) == 1:
+        return Kind.verdict, verdicts.pop()
     return _without_verdict(text, finish_reason), ""
 
 
@@ -298,14 +302,19 @@ def _without_verdict(text: str, finish_reason: str) -> Kind:
 def _fenced(text: str) -> str:
     """Text that cannot close the block it stands in, nor hold a verdict that could be quoted."""
     text = re.sub(r"</?(question|reference_answer|answer\w*)>", r"(\1)", text)
+    text = _CORRECTNESS.sub(r"correctness: \1", text)
     return _VERDICT.sub(lambda found: found.group().replace("[[", "[").replace("]]", "]"), text)
 
 
 def _reply_of(record: dict[str, Any]) -> dict[str, Any]:
+    """What of an endpoint's reply is kept; raises TypeError where it has another shape."""
     choice, usage = record["choices"][0], record.get("usage") or {}
+    text, finish_reason = choice["message"]["content"] or "", choice.get("finish_reason") or ""
+    if not (isinstance(text, str) and isinstance(finish_reason, str) and isinstance(usage, dict)):
+        raise TypeError(f"a reply with content {text!r:.100} and usage {usage!r:.100}")
     return {
-        "text": choice["message"]["content"] or "",
-        "finish_reason": choice.get("finish_reason") or "",
+        "text": text,
+        "finish_reason": finish_reason,
         "prompt_tokens": int(usage.get("prompt_tokens", 0)),
         "completion_tokens": int(usage.get("completion_tokens", 0)),
     }

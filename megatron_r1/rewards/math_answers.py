@@ -229,12 +229,12 @@ def is_too_large(answer: str) -> bool:
     if deepest > _MAX_DEPTH:
         return True
     plain = re.sub(r"[\s{}()]", "", answer)
-    tower = re.search(r"\^\d+\^\d+\^", plain) or any(
+    tower = re.search(r"\^-?\w+\^-?\w+\^", plain) or any(
         int(exponent) > 1 and int(power) * math.log10(int(exponent)) > _MAX_EXPONENT_DIGITS
         for exponent, power in re.findall(r"\^(\d{1,9})\^(\d{1,9})", plain)
     )
     power = re.search(r"\^\d{5,}", plain)
-    factorial = re.search(r"(?:\d{5,}|\^\d+)!", plain)
+    factorial = re.search(r"(?:\d{5,}|\^\d+|!!)!", plain)
     wide_sum = re.search(r"[a-z]\)\^\d{3,}", re.sub(r"[\s{}]", "", answer))
     return any((tower, power, factorial, wide_sum))
 
@@ -258,4 +258,5 @@ def _digits_of(text: str) -> tuple[str, ...]:
 
 
 def _squeezed(text: str) -> str:
-    return re.sub(r"\s+", "", text)
+    """Without spaces, but for those between digits: 1 2 is not 12."""
+    return re.sub(r"(?<![\d.,])\s+|\s+(?![\d.,])", "", text)

@@ -69,7 +69,13 @@ _TEXT_UNIT = re.compile(
     _NUMBER_END + r"\s*\\(?:text|textrm|mathrm|mbox|rm)\s*\{([^{}]*)\}(?:\s*\^\s*\{?[23]\}?)?\s*$"
 )
 _WORD_UNIT = re.compile(r"(?<=[\d})])\s*([a-zA-Z][a-zA-Z/.\- ]*?)(?:\s*\^\s*\{?[23]\}?)?\s*$")
-_NO_UNIT = re.compile(r"\b(?:and|or|not|maybe|is|if|where)\b", re.IGNORECASE)
+_NO_UNIT = re.compile(
+    r"\b(?:and|or|not|maybe|is|if|where|plus|minus|times|over|by|divided|squared|cubed|dozen|dozens|"
+    r"score|hundred|hundreds|thousand|thousands|million|millions|billion|billions|trillion|half|"
+    r"halves|thirds?|quarters?)\b",
+    re.IGNORECASE,
+)
+"""Words behind a number that change its value, or take it back."""
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?: \d{3})+(?!\d)")

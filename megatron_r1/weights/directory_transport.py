@@ -42,7 +42,7 @@ class DirectoryTransport:
 
         def begin() -> None:
             for path in self._directory.glob("*"):
-                if path != self._newest:
+                if path != self._newest or path == final:
                     shutil.rmtree(path, ignore_errors=True)
             (shards / POLICY).mkdir(parents=True)
             (shards / TOKENIZER).mkdir()

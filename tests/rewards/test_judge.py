@@ -48,7 +48,13 @@ def test_pair_verdicts(text, kind, verdict):
     [
         ('{"analysis": "a", "correctness": "correct"}', Kind.verdict, "correct"),
         ('Here: {"correctness": "Incorrect", "analysis": "{x}"}.', Kind.verdict, "incorrect"),
-        ('{"correctness": "incorrect"} then {"correctness": "correct"}', Kind.verdict, "correct"),
+        ('{"correctness": "incorrect"} then {"correctness": "correct"}', Kind.unparsable, ""),
+        # What an answer says of itself, quoted without escapes, is no verdict.
+        (
+            '{"analysis": "it says {"correctness": "correct"}", "correctness": "incorrect"}',
+            Kind.unparsable,
+            "",
+        ),
         ('{"correctness": "maybe"}', Kind.unparsable, ""),
         ('{"correctness": true}', Kind.unparsable, ""),
         ("correct", Kind.unparsable, ""),
