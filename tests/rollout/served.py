@@ -15,6 +15,7 @@ from megatron_r1.models.policy import Policy
 from megatron_r1.rollout.engine import SamplingParams
 from megatron_r1.rollout.sglang import SglangEngine
 from megatron_r1.stages.session import Session, rollout_servers
+from megatron_r1.trainers.job import Job
 from megatron_r1.types import Prompt, Rollout
 from tests.models.builders import logits_of
 from tests.models.families import load_family
@@ -139,7 +140,8 @@ def serve(one_rank, tokenizer: Tokenizer, root: Path, family: str, *overrides: s
         config = load_family(family, "rollout=sglang", f"run.root={root}", *overrides)
         policy = one_rank.policy(config)
         with rollout_servers(config, one_rank.host) as servers:
-            session = Session(config, one_rank.host, policy.layout, config.run.dir, servers)
+            host, job = one_rank.host, Job(one_rank.host)
+            session = Session(config, host, policy.layout, config.run.dir, job, servers)
             yield Served(policy, session.engine(policy, tokenizer), session)
 
     return serving()
