@@ -61,8 +61,9 @@ def server_command(
 
 def server_environment(config: SglangConfig, *, on_cuda: bool) -> dict[str, str]:
     """Variables of a server beside those of this process."""
-    offline = {"HF_HUB_OFFLINE": "1"}
-    return offline if on_cuda else offline | sglang_cpu.environment(config.tensor)
+    # Under torchrun a server would look for its store at the launcher's, and wait for ever.
+    own = {"HF_HUB_OFFLINE": "1", "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    return own if on_cuda else own | sglang_cpu.environment(config.tensor)
 
 
 def check_installed(*, on_cuda: bool) -> None:

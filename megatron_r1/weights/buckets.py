@@ -90,7 +90,7 @@ def give(
     parts = shard_to_hf(transfer.mapping, shard, [shape_of(box) for box in boxes], model)
     number = transfer.number
     values = parts[number][within(piece.box, boxes[number])]
-    return _sent_as(transfer, values, quantized=transfer.quantizer is Quantizer.holders)
+    return sent_as(transfer, values, quantized=transfer.quantizer is Quantizer.holders)
 
 
 class OpenBucket:
@@ -111,6 +111,15 @@ class OpenBucket:
         """Messages and their bytes."""
         return zip(self._messages, self.buffers, strict=True)
 
+    def views(self, transfer: Transfer, box: Box) -> dict[str, Tensor]:
+        """Where a box of a transfer is sent from, tensors by name in the order of `give`. For
+        transfers in one part."""
+        found = {}
+        for name, _, part in _tensors(transfer, box):
+            ((target, view),) = self._places[name]
+            found[name] = view[within(part, target)]
+        return found
+
     def put(self, transfer: Transfer, box: Box, tensors: Mapping[str, Tensor]) -> None:
         """Copy a box of a transfer, as `give` returned it, to where it is sent from."""
         for name, values in tensors.items():
@@ -128,10 +137,11 @@ def merge(transfer: Transfer, pieces: Mapping[Piece, Tensor]) -> dict[str, Tenso
     values = torch.empty(shape_of(transfer.box), dtype=transfer.dtype, device=some.device)
     for piece, tensor in pieces.items():
         values[within(piece.box, transfer.box)] = tensor
-    return _sent_as(transfer, values, quantized=True)
+    return sent_as(transfer, values, quantized=True)
 
 
-def _sent_as(transfer: Transfer, values: Tensor, *, quantized: bool) -> dict[str, Tensor]:
+def sent_as(transfer: Transfer, values: Tensor, *, quantized: bool) -> dict[str, Tensor]:
+    """Values by name; quantised, codes and scales."""
     if not quantized:
         return {transfer.name: values}
     codes, scales = quantize(values)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from megatron.core import dist_checkpointing
@@ -63,7 +63,7 @@ class DirectoryTransport:
         self._newest = final
         return final
 
-    def send(self, label: str, urls: Sequence[str]) -> None:
+    def send(self, label: str, urls: Sequence[str]) -> Mapping[str, float]:
         request = {"model_path": str(self._newest), "weight_version": label}
 
         def load() -> str | None:
@@ -77,6 +77,7 @@ class DirectoryTransport:
         failure = on_main_rank(load)
         if failure is not None:
             raise SendError(failure)
+        return {}
 
     def _set_stop_token(self, config_file: Path) -> None:
         """Servers are asked for token ids, and end a response at the tokenizer's one end, as

@@ -82,7 +82,7 @@ class Publisher:
             try:
                 self._on_servers(lambda servers: servers.pause(due))
                 with self._timed("send"):
-                    self._transport.send(label, due)
+                    self._times_s |= self._transport.send(label, due)
                 with self._timed("check"):
                     self._on_servers(lambda _: self._check(label))
             finally:

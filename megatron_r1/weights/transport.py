@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,9 +22,10 @@ class WeightTransport(Protocol):
         """
         ...
 
-    def send(self, label: str, urls: Sequence[str]) -> None:
+    def send(self, label: str, urls: Sequence[str]) -> Mapping[str, float]:
         """Put the weights into the servers, which are paused, under that label.
 
+        Returns: metrics of how that went, the same on all ranks.
         Raises:
             SendError: what the servers hold is not known.
         """

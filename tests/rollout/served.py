@@ -140,14 +140,8 @@ def serve(one_rank, tokenizer: Tokenizer, root: Path, family: str, *overrides: s
         config = load_family(family, "rollout=sglang", f"run.root={root}", *overrides)
         policy = one_rank.policy(config)
         with rollout_servers(config, one_rank.host) as servers:
-            session = Session(
-                config=config,
-                host=one_rank.host,
-                layout=policy.layout,
-                run_dir=config.run.dir,
-                job=Job(one_rank.host),
-                servers=servers,
-            )
+            host, job = one_rank.host, Job(one_rank.host)
+            session = Session(config, host, policy.layout, config.run.dir, job, servers)
             yield Served(policy, session.engine(policy, tokenizer), session)
 
     return serving()

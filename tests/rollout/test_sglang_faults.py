@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -106,11 +106,11 @@ class StruckTransport:
     def prepare(self, label: str) -> Path:
         return self._transport.prepare(label)
 
-    def send(self, label: str, urls: Sequence[str]) -> None:
+    def send(self, label: str, urls: Sequence[str]) -> Mapping[str, float]:
         if self._pid is not None:
             os.killpg(self._pid, signal.SIGKILL)
             self._pid = None
-        self._transport.send(label, urls)
+        return self._transport.send(label, urls)
 
 
 def test_a_server_that_dies_in_a_publish_gets_it_again(deepseek, tokenizer):

@@ -1,0 +1,106 @@
+"""Weights over collective groups into a real SGLang server, from every kind of layout.
+
+CI goes through the layouts of two ranks with one family and one engine layout.
+MEGATRON_R1_WIRE=20 goes through all families, engine layouts and trainer layouts, with that many
+publishes each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.rollout.served import needs_sglang
+
+WORKER = Path(__file__).with_name("wire_worker.py")
+ROOT = Path(__file__).parents[2]
+NUM_PUBLISHES = int(os.environ.get("MEGATRON_R1_WIRE", "0"))
+
+pytestmark = [*needs_sglang, pytest.mark.timeout(300 + 600 * NUM_PUBLISHES)]
+
+# float32 sums in another order; a token of random weights has a log-probability around -6.
+MAX_GAP = 1e-4
+
+LAYOUTS: dict[int, list[dict[str, int]]] = {
+    1: [{}],
+    2: [{}, {"tensor": 2}, {"pipeline": 2}, {"expert": 2}],
+    4: [{"pipeline": 2, "expert": 2}],
+}
+ENGINES = {
+    "tp1": [],
+    "tp2": ["rollout.tensor=2"],
+    "tp2_ep2": ["rollout.tensor=2", "rollout.expert=2"],
+}
+
+
+def run(
+    family: str,
+    engine: list[str],
+    world_size: int,
+    layouts: list[dict[str, int]],
+    tokenizer: Any,
+    directory: Path,
+    num_publishes: int,
+) -> list[dict[str, Any]]:
+    """Publish from each layout to one server; see `wire_worker.py`."""
+    case = {
+        "family": family,
+        "overrides": ["model.vocab_size=512", *engine],
+        "layouts": layouts,
+        "seeds": list(range(num_publishes)),
+        "bucket_bytes": 2**18,
+        "tokenizer": str(tokenizer.path),
+        "root": str(directory),
+        "results": str(directory / "results.json"),
+    }
+    file = directory / "case.json"
+    file.write_text(json.dumps(case))
+    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
+    done = subprocess.run(
+        [sys.executable, "-m", *torchrun, str(WORKER), str(file)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    results = json.loads((directory / "results.json").read_text())
+    for result in results:
+        print(json.dumps(result))
+    return results
+
+
+def check(results: list[dict[str, Any]]) -> None:
+    for result in results:
+        assert result["gap"] < MAX_GAP, result
+        assert result["same_checksums"], result
+        assert result["metrics"]["publish/attempts"] == 1, result
+    for result in results:
+        # Beside buckets, what ranks tell each other: a few hundred bytes.
+        assert 0 < result["peak_bytes"] <= result["peak_bound"] + 4096, result
+
+
+def test_what_two_ranks_publish_is_what_the_engine_holds(tokenizer, tmp_path):
+    layouts = [{"tensor": 2}, {"pipeline": 2}, {"expert": 2}]
+    results = run("deepseek_v3", [], 2, layouts, tokenizer, tmp_path, 2)
+    assert [result["layout"] for result in results] == layouts
+    check(results)
+
+
+@pytest.mark.skipif(not NUM_PUBLISHES, reason="an hour: MEGATRON_R1_WIRE=20")
+@pytest.mark.parametrize("world_size", LAYOUTS)
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("family", ["deepseek_v3", "qwen3_moe", "qwen2.5"])
+def test_every_pair_of_layouts(family, engine, world_size, tokenizer, tmp_path):
+    dense = family == "qwen2.5"
+    if dense and ENGINES[engine][1:]:
+        pytest.skip("a dense model has no experts to spread")
+    layouts = [layout for layout in LAYOUTS[world_size] if not (dense and "expert" in layout)]
+    if not layouts:
+        pytest.skip("a dense model has no experts to spread")
+    check(run(family, ENGINES[engine], world_size, layouts, tokenizer, tmp_path, NUM_PUBLISHES))
