@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/setup_env.sh
-setup_env dev sglang-cpu
+setup_env dev sglang-cpu launch
 
 # Two workers, and one thread in each. Four ranks on two cores wait for each other in busy loops, so
 # the layouts are tested after the rest, alone.
