@@ -27,6 +27,10 @@ pytestmark = [
     pytest.mark.megatron,
     pytest.mark.xdist_group("slurm"),
     pytest.mark.timeout(1200),
+    pytest.mark.skipif(
+        "MEGATRON_R1_SLURM" not in os.environ,
+        reason="trains through half a dozen restarts, ten minutes: MEGATRON_R1_SLURM=1",
+    ),
 ]
 
 ROOT = Path(__file__).parents[2]
