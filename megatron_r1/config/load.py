@@ -24,6 +24,7 @@ from megatron_r1.config import (
     monitor,
     optimizer,
     parallel,
+    pipeline,
     precision,
     r1,
     reward,
@@ -72,6 +73,8 @@ _SCHEMAS = {
     "stage": {
         "distill_schema": stage.DistillConfig,
         "dpo_schema": stage.DpoStageConfig,
+        "evaluation_schema": pipeline.EvaluationStageConfig,
+        "r1_pipeline_schema": pipeline.PipelineConfig,
         "r1_stage1_schema": sft.R1Stage1Config,
         "r1_stage2_schema": r1.R1Stage2Config,
         "r1_stage3_schema": sft.R1Stage3Config,
