@@ -11,7 +11,9 @@ from pathlib import Path
 from megatron_r1 import signals
 from megatron_r1.config.load import CONF_DIR, load_config, to_yaml, world_size_from_environment
 from megatron_r1.config.overrides import usage
+from megatron_r1.config.r1 import R1Stage2Config, R1Stage4Config
 from megatron_r1.config.run import RunConfig
+from megatron_r1.config.sft import R1Stage1Config, R1Stage3Config, SftConfig
 from megatron_r1.config.stage import (
     DistillConfig,
     DpoStageConfig,
@@ -99,6 +101,26 @@ def run(config: RunConfig) -> None:
                 from megatron_r1.stages.tiny_base import run_tiny_base
 
                 run_tiny_base(session, stage, session.run_dir)
+            case R1Stage1Config():
+                from megatron_r1.stages.r1_stage1 import run_r1_stage1
+
+                run_r1_stage1(session, stage, session.run_dir, source)
+            case R1Stage2Config():
+                from megatron_r1.stages.r1_stage2 import run_r1_stage2
+
+                run_r1_stage2(session, stage, session.run_dir, source)
+            case R1Stage3Config():
+                from megatron_r1.stages.r1_stage3 import run_r1_stage3
+
+                run_r1_stage3(session, stage, session.run_dir, source)
+            case R1Stage4Config():
+                from megatron_r1.stages.r1_stage4 import run_r1_stage4
+
+                run_r1_stage4(session, stage, session.run_dir, source)
+            case SftConfig():
+                from megatron_r1.stages.sft import run_sft
+
+                run_sft(session, stage, session.run_dir, source)
             case R1ZeroConfig():
                 from megatron_r1.stages.r1_zero import run_r1_zero
 

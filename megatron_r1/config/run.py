@@ -27,8 +27,10 @@ from megatron_r1.config.monitor import MonitorConfig
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.parallel import ParallelConfig
 from megatron_r1.config.precision import PrecisionConfig
+from megatron_r1.config.r1 import R1Stage2Config, R1Stage4Config
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.config.rollout import RolloutConfig, SglangConfig
+from megatron_r1.config.sft import CollectingConfig, SftConfig
 from megatron_r1.config.stage import (
     DistillConfig,
     DpoStageConfig,
@@ -96,6 +98,8 @@ class RunConfig:
         _check_objective(self)
         if isinstance(self.stage, ExamplesConfig):
             _check_examples(self, self.stage)
+            if isinstance(self.stage, CollectingConfig):
+                _check_collecting(self, self.stage)
             return
         _check_lengths(self)
         _check_stage(self)
@@ -115,6 +119,8 @@ class RunConfig:
 
 _OBJECTIVES: dict[type[StageConfig], tuple[type[ObjectiveConfig], ...]] = {
     R1ZeroConfig: (AlgoConfig,),
+    R1Stage2Config: (AlgoConfig,),
+    R1Stage4Config: (AlgoConfig,),
     TinyR1ZeroConfig: (AlgoConfig,),
     DpoStageConfig: (DpoConfig,),
     DistillConfig: (DistillSamplesConfig, DistillLogitsConfig),
@@ -139,9 +145,10 @@ def _check_examples(config: RunConfig, stage: ExamplesConfig) -> None:
         raise ConfigError("stage.pairs is not set: name a JSONL file, stage.pairs=FILE")
     if isinstance(stage, RmSafetyConfig) and not stage.responses:
         raise ConfigError("stage.responses is not set: name a JSONL file, stage.responses=FILE")
+    reads_samples = isinstance(stage, DistillConfig | SftConfig)
+    if reads_samples and not isinstance(stage, CollectingConfig) and not stage.samples:
+        raise ConfigError("stage.samples is not set: name a JSONL file, stage.samples=FILE")
     if isinstance(stage, DistillConfig):
-        if not stage.samples:
-            raise ConfigError("stage.samples is not set: name a JSONL file, stage.samples=FILE")
         if isinstance(config.algo, DistillLogitsConfig) and stage.teacher is None:
             raise ConfigError(
                 f"algo.name = {config.algo.name} needs a teacher: set stage.teacher=DIR, or "
@@ -165,6 +172,16 @@ def _check_examples(config: RunConfig, stage: ExamplesConfig) -> None:
             f"{pair}stage.max_tokens = {pair}{stage.max_tokens} exceeds "
             f"parallel.max_tokens_per_microbatch = {capacity}. Raise that or lower the other"
         )
+
+
+def _check_collecting(config: RunConfig, stage: CollectingConfig) -> None:
+    """A stage that samples has a model for it, and what that writes can be learned from."""
+    if not stage.collect.source:
+        raise ConfigError(
+            "stage.collect.source is not set: name the model that samples, "
+            "stage.collect.source=DIR, a run, a checkpoint or a Hugging Face model"
+        )
+    _check_lengths(config)
 
 
 def _check_lengths(config: RunConfig) -> None:

@@ -76,11 +76,10 @@ class R1ZeroConfig(StageConfig):
                 "rollouts_per_prompt must be >= 2: an advantage compares rollouts of one "
                 f"prompt with each other, got {self.rollouts_per_prompt}"
             )
-        if self.num_steps % self.steps_per_phase:
-            raise ConfigError(
-                f"num_steps = {self.num_steps} is not a multiple of "
-                f"steps_per_phase = {self.steps_per_phase}"
-            )
+
+    def steps_in_phase(self, step: int) -> int:
+        """Updates of the phase that begins after `step`; the last one may be shorter."""
+        return min(self.steps_per_phase, self.num_steps - step)
 
 
 @dataclass(kw_only=True)

@@ -82,14 +82,13 @@ class Session:
     def value_step(self, tokenizer: Tokenizer, optimizer: OptimizerConfig) -> ValueStep:
         return ValueStep(self.policy(tokenizer, Head.scalar), optimizer)
 
-    def reward_models(self, tokenizer: Tokenizer) -> RewardModels | None:
-        """The models of `reward.models`, in host memory; None without any.
+    def reward_models(self, config: RewardConfig, tokenizer: Tokenizer) -> RewardModels | None:
+        """The models of `config.models`, in host memory; None without any.
 
         Raises:
             CheckpointError: a model is none with a scalar head, or not of the policy's shape.
             ConfigError: it has another tokenizer.
         """
-        config = self.config.reward
         if not config.models:
             return None
         shell = self.policy(tokenizer, Head.scalar)
