@@ -222,7 +222,9 @@ def _check_stage(config: RunConfig) -> None:
                 "the other"
             )
     if isinstance(stage, TinyBaseConfig | TinyR1ZeroConfig):
-        if config.data.source is not PromptSourceKind.reasoning_gym:
+        base = stage.base if isinstance(stage, TinyR1ZeroConfig) else stage
+        reads_file = base.documents is not None
+        if config.data.source is not PromptSourceKind.reasoning_gym and not reads_file:
             raise ConfigError(
                 f"stage.name = {stage.name} trains its base on a synthetic corpus, which is "
                 "written for data=chain_sum. For other data use stage=r1_zero model.init_from=DIR"

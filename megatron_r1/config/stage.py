@@ -87,6 +87,11 @@ class TinyBaseConfig(StageConfig):
     """A tiny base model, trained from scratch on the noisy synthetic corpus of `data/corpus.py`."""
 
     name: str = "tiny_base"
+    documents: str | None = None
+    """JSONL file of `data/samples.py` to learn from in the place of that corpus, such as the tiny
+    world's. `num_documents` and `corpus` have no meaning then."""
+    split_words: bool = False
+    """The tokenizer's: no token spans two words."""
     num_steps: int = 700
     sequences_per_step: int = 64
     num_documents: int = 20_000
