@@ -85,6 +85,7 @@ _SCHEMAS = {
         "sft_schema": sft.SftConfig,
         "tiny_base_schema": stage.TinyBaseConfig,
         "tiny_r1_zero_schema": stage.TinyR1ZeroConfig,
+        "tiny_world_schema": pipeline.TinyWorldStageConfig,
     },
     "telemetry": {"telemetry_schema": telemetry.TelemetryConfig},
 }

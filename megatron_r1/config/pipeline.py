@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from megatron_r1.config.stage import StageConfig
+from megatron_r1.config.tiny_world import TinyWorldConfig
 from megatron_r1.errors import ConfigError
 
 EVALUATE = "evaluate_"
@@ -17,6 +19,24 @@ class EvaluationStageConfig(StageConfig):
     `evaluation`."""
 
     name: str = "evaluation"
+
+
+@dataclass(kw_only=True)
+class TinyWorldStageConfig(StageConfig):
+    """The files of the tiny world, written into the run directory."""
+
+    name: str = "tiny_world"
+    world: TinyWorldConfig = field(default_factory=TinyWorldConfig)
+
+
+class Endpoint(Enum):
+    """A model behind an OpenAI-compatible endpoint that a pipeline starts for its steps."""
+
+    none = "none"
+    """Steps ask the endpoints that their own settings name."""
+    tiny_world = "tiny_world"
+    """The tiny world's scripted teacher: `judge`, `evaluation.judge` and `stage.teacher` of every
+    step ask it."""
 
 
 @dataclass(kw_only=True)
@@ -50,14 +70,26 @@ class PipelineConfig(StageConfig):
     """Column of the table -> the step that makes its model. Each is evaluated behind its step."""
     evaluation: list[str] = field(default_factory=list)
     """Overrides of every evaluation, behind `common`."""
+    evaluation_inputs: dict[str, str] = field(default_factory=dict)
+    """Files of every evaluation, as a step's inputs."""
+    given: dict[str, str] = field(default_factory=dict)
+    """Name -> a model that is there already, for inputs and columns: a run, a checkpoint or a
+    Hugging Face model."""
+    endpoint: Endpoint = Endpoint.none
     only: list[str] = field(default_factory=list)
     """Run these steps alone, each on what the others have made: one job of a chain. Empty: all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        models = [*self.given, *self.steps]
+        unknown = [name for name in self.columns.values() if name not in models]
+        if unknown:
+            raise ConfigError(
+                f"columns names {', '.join(unknown)}, which is neither a step nor in given. Those "
+                f"are: {', '.join(models)}"
+            )
         known = [*self.steps, *(EVALUATE + step for step in self.columns.values())]
         for setting, names in (
-            ("columns", self.columns.values()),
             ("changes", self.changes),
             ("only", self.only),
         ):
@@ -67,7 +99,7 @@ class PipelineConfig(StageConfig):
                     f"{setting} names {', '.join(unknown)}, which is no step. Steps: "
                     f"{', '.join(known)}"
                 )
-        for name in self.steps:
+        for name in models:
             if not name.isidentifier() or name.startswith(EVALUATE):
                 raise ConfigError(
                     f"steps: {name!r} is no name for a step: letters, digits and _, and not "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from megatron_r1.config.pipeline import EvaluationStageConfig, PipelineConfig
+from megatron_r1.config.pipeline import EvaluationStageConfig, PipelineConfig, TinyWorldStageConfig
 from megatron_r1.config.r1 import R1Stage2Config, R1Stage4Config
 from megatron_r1.config.run import RunConfig
 from megatron_r1.config.sft import R1Stage1Config, R1Stage3Config, SftConfig
@@ -56,6 +56,11 @@ def run_stage(config: RunConfig) -> None:
                 from megatron_r1.stages.evaluation import run_evaluation
 
                 run_evaluation(session, source)
+            case TinyWorldStageConfig():
+                from megatron_r1.data.tiny_world.write import write_world
+                from megatron_r1.parallel.exchange import on_main_rank
+
+                on_main_rank(lambda: write_world(run_dir, stage.world) and None)
             case TinyR1ZeroConfig():
                 from megatron_r1.stages.tiny_r1_zero import run_tiny_r1_zero
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -31,11 +32,13 @@ from megatron_r1.checkpoint.artifacts import Hashes
 from megatron_r1.config.load import load_config, to_yaml, world_size_from_environment
 from megatron_r1.config.pipeline import (
     EVALUATE,
+    Endpoint,
     EvaluationStageConfig,
     PipelineConfig,
     PipelineStepConfig,
 )
 from megatron_r1.config.run import RunConfig
+from megatron_r1.config.sft import CollectingConfig
 from megatron_r1.data.records import FORMATS
 from megatron_r1.errors import ConfigError, DataError, UserError
 from megatron_r1.evaluation.stage_table import stage_table, write_stage_table
@@ -81,11 +84,11 @@ def run_pipeline(config: RunConfig) -> None:
     stage = config.stage
     assert isinstance(stage, PipelineConfig), "dispatch.py looks at it"
     steps = plan_steps(config)
-    with _one_job(config) as record:
+    with _one_job(config) as record, _endpoint(stage.endpoint) as url:
         for step in steps:
             if stage.only and step.name not in stage.only:
                 continue
-            run_step(step, record, config)
+            run_step(asking(step, url), record, config)
         with _meeting(config):
             on_main_rank(lambda: report(steps, record, config))
 
@@ -98,19 +101,38 @@ def plan_steps(config: RunConfig) -> list[Step]:
     """
     stage = config.stage
     assert isinstance(stage, PipelineConfig), "asked of a pipeline alone"
-    wanted = {name: [] for name in stage.steps}
-    for settings in stage.steps.values():
-        for source in settings.inputs.values():
+    wanted: dict[str, list[str]] = {name: [] for name in stage.steps}
+    inputs = [stage.evaluation_inputs, *(settings.inputs for settings in stage.steps.values())]
+    for sources in inputs:
+        for source in sources.values():
             step, _, file = source.partition(":")
             wanted.setdefault(step, []).append(file or MODEL)
     steps: list[Step] = []
-    for name, settings in stage.steps.items():
-        steps.append(_planned(config, name, settings, steps, wanted[name]))
+    for name in [*stage.given, *stage.steps]:
+        if name in stage.steps:
+            steps.append(_planned(config, name, stage.steps[name], steps, wanted[name]))
         if name in stage.columns.values():
             overrides = ["stage=evaluation", *stage.evaluation]
-            evaluation = PipelineStepConfig(overrides=overrides, inputs={"model.init_from": name})
+            evaluation = PipelineStepConfig(
+                overrides=overrides, inputs={**stage.evaluation_inputs, "model.init_from": name}
+            )
             steps.append(_planned(config, EVALUATE + name, evaluation, steps, []))
     return steps
+
+
+def asking(step: Step, url: str | None) -> Step:
+    """The same step, whose judges and teacher are the pipeline's own endpoint, where it has one."""
+    if url is None:
+        return step
+    config = step.config
+    evaluation = dataclasses.replace(
+        config.evaluation, judge=dataclasses.replace(config.evaluation.judge, base_url=url)
+    )
+    judge, stage = dataclasses.replace(config.judge, base_url=url), config.stage
+    if isinstance(stage, CollectingConfig):
+        stage = dataclasses.replace(stage, teacher=dataclasses.replace(stage.teacher, base_url=url))
+    config = dataclasses.replace(config, evaluation=evaluation, judge=judge, stage=stage)
+    return dataclasses.replace(step, config=config)
 
 
 def _planned(
@@ -121,7 +143,7 @@ def _planned(
     wanted: Sequence[str],
 ) -> Step:
     stage = config.stage
-    known = [step.name for step in before]
+    known = [*stage.given, *(step.name for step in before)]
     inputs = []
     for setting, source in settings.inputs.items():
         step, _, file = source.partition(":")
@@ -130,7 +152,8 @@ def _planned(
                 f"stage.steps.{name}.inputs: {setting} = {source!r} names no step before it. "
                 f"Those are: {', '.join(known) or 'none'}"
             )
-        inputs.append(f"{setting}={quoted(str(config.run.dir / step / file))}")
+        path = Path(stage.given[step]) if step in stage.given else config.run.dir / step
+        inputs.append(f"{setting}={quoted(str(path / file))}")
     own = [*stage.common, *settings.overrides, *stage.changes.get(name, []), *inputs]
     try:
         found = load_config([*own, f"run.seed={config.run.seed}"])
@@ -346,6 +369,18 @@ def _one_job(config: RunConfig) -> Iterator[Record | None]:
     finally:
         for run_dir in opened:
             run_dir.close()
+
+
+@contextmanager
+def _endpoint(endpoint: Endpoint) -> Iterator[str | None]:
+    """What is served beside the steps, on the main rank, which alone asks; its base URL."""
+    if endpoint is Endpoint.none or os.environ.get("RANK", "0") != "0":
+        yield None
+        return
+    from megatron_r1.data.tiny_world.server import serving_teacher
+
+    with serving_teacher() as url:
+        yield url
 
 
 @contextmanager
