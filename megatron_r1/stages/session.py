@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from megatron_r1.checkpoint.record import (
 )
 from megatron_r1.checkpoint.store import CheckpointStore, LoopState, load_weights
 from megatron_r1.config.algo import PpoConfig
+from megatron_r1.config.cluster import SlurmConfig
 from megatron_r1.config.model import Head
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.reward import RewardConfig
@@ -37,10 +37,13 @@ from megatron_r1.platform.node_check import check_nodes, host_name
 from megatron_r1.rewards.scorer import RewardScorer
 from megatron_r1.rollout.engine import RolloutEngine
 from megatron_r1.rollout.inprocess import InProcessEngine
+from megatron_r1.rollout.remote_servers import RemoteServers
 from megatron_r1.rollout.servers import Servers
+from megatron_r1.rollout.serving_board import BOARD, ENGINE, ServingBoard
 from megatron_r1.rollout.sglang import SglangEngine
 from megatron_r1.signals import terminate_later
 from megatron_r1.telemetry.recorder import Recorder
+from megatron_r1.telemetry.restarts import name_of_start
 from megatron_r1.telemetry.run_dir import RunDir
 from megatron_r1.telemetry.watchdog import Watchdog
 from megatron_r1.trainers.critic import Critic
@@ -52,9 +55,6 @@ from megatron_r1.weights.directory_transport import DirectoryTransport
 from megatron_r1.weights.publish import Publisher
 from megatron_r1.weights.transport import WeightTransport
 
-ENGINE = "engine"
-"""Folder of the run directory: logs of the rollout servers, and the weights on their way there."""
-
 
 @dataclass(frozen=True)
 class Session:
@@ -65,7 +65,7 @@ class Session:
     layout: Layout
     run_dir: Path
     job: Job
-    servers: Servers | None = None
+    servers: Servers | RemoteServers | None = None
     """On the main rank, where rollouts come from servers; none is started before it is needed."""
 
     def policy(self, tokenizer: Tokenizer, head: Head = Head.vocabulary) -> Policy:
@@ -312,14 +312,6 @@ def open_reader(config: RunConfig) -> Iterator[Session]:
         watchdog.stop()
 
 
-def name_of_start() -> str:
-    """Of one start of a run, for what is kept of each: Slurm's job and restart, or the time."""
-    if "SLURM_JOB_ID" in os.environ:
-        restart = os.environ.get("SLURM_RESTART_COUNT", "0")
-        return f"{os.environ['SLURM_JOB_ID']}-restart{restart}"
-    return time.strftime("%Y%m%d-%H%M%S")
-
-
 def check_reward_model(path: Path) -> None:
     """Refuse a language model, whose scores would be those of a head that has learned nothing."""
     is_hf = is_hf_directory(path)
@@ -332,20 +324,32 @@ def check_reward_model(path: Path) -> None:
 
 
 @contextmanager
-def rollout_servers(config: RunConfig, host: Host) -> Iterator[Servers | None]:
+def rollout_servers(config: RunConfig, host: Host) -> Iterator[Servers | RemoteServers | None]:
     """Servers on the main rank, where the configuration wants any; they end with the block."""
     if not isinstance(config.rollout, SglangConfig):
         yield None
         return
-    opened: list[Servers] = []
+    opened: list[Servers | RemoteServers] = []
 
     def open_them() -> None:
+        engine_dir, cluster = config.run.dir / ENGINE, config.cluster
+        if isinstance(cluster, SlurmConfig) and cluster.rollout_nodes:
+            opened.append(
+                RemoteServers(
+                    ServingBoard(engine_dir / BOARD / name_of_start()),
+                    config.rollout,
+                    config.model,
+                    num_nodes=cluster.rollout_nodes,
+                    show_progress=config.telemetry.progress,
+                )
+            )
+            return
         opened.append(
             Servers(
                 config.rollout,
                 config.model,
                 dtype=config.precision.dtype.value,
-                log_dir=config.run.dir / ENGINE,
+                log_dir=engine_dir,
                 on_cuda=host.is_cuda,
                 show_progress=config.telemetry.progress,
             )
