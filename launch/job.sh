@@ -47,7 +47,7 @@ run_beside_servers() {
     "${tasks[@]}" --het-group=1 --output="${log%.log}-servers.log" bash launch/step.sh serve "$@" &
     servers=$!
     wait -n "$trainer" "$servers" || true
-    # srun hands it on, and its tasks end in order: the ranks with a checkpoint.
+    # srun hands it on, and Slurm kills what has not ended in order after its KillWait.
     kill -TERM "$trainer" "$servers" 2>/dev/null || true
     wait "$trainer" || code=$?
     wait "$servers" || servers_code=$?

@@ -11,16 +11,22 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 
 from megatron_r1 import signals
 from megatron_r1.config.load import load_config
 from megatron_r1.config.rollout import SglangConfig
 from megatron_r1.config.run import RunConfig
 from megatron_r1.errors import EXIT_DONE, EXIT_RUN_AGAIN, EXIT_USER_ERROR, ConfigError, UserError
+from megatron_r1.platform.host import prepare
+from megatron_r1.rollout.servers import Servers
+from megatron_r1.rollout.serving_board import BOARD, ENGINE, NodeReport, ServingBoard
+from megatron_r1.telemetry.restarts import name_of_start
 
 _POLL_S = 0.2
-_GRACE_S = 20.0
-"""After SIGTERM, which Slurm sends to every process of a job: the trainer may want last answers."""
+_SILENCE_S = 6.0
+"""After SIGTERM, which Slurm sends to every process of a job: a trainer that lives may want its
+last answers."""
 _LINGER_S = 60.0
 """After an orderly end: the first component that leaves ends the others, and the trainer may still
 be saving."""
@@ -41,58 +47,56 @@ def serve(config: RunConfig, *, node: int) -> int:
     """Bring up this node's servers, look after them, end them."""
     if not isinstance(config.rollout, SglangConfig):
         raise ConfigError(f"rollout.name = {config.rollout.name} has no servers: rollout=sglang")
-    # Seconds to import.
-    from megatron_r1.platform.host import prepare
-    from megatron_r1.rollout.servers import Servers
-    from megatron_r1.rollout.serving_board import BOARD, ENGINE, NodeReport, ServingBoard
-    from megatron_r1.telemetry.restarts import name_of_start
-
     own_address = os.environ.get("SERVER_HOST", config.rollout.host)
     engine_dir = config.run.dir / ENGINE
     board = ServingBoard(engine_dir / BOARD / name_of_start())
-    report = NodeReport()
-    servers = Servers(
-        dataclasses.replace(config.rollout, host=own_address, urls=[]),
-        config.model,
-        dtype=config.precision.dtype.value,
-        log_dir=engine_dir / f"node_{node}",
-        on_cuda=prepare().is_cuda,
-        show_progress=False,
-    )
     try:
-        with signals.terminate_later():
-            asked_to_stop_s = None
-            while not board.is_over:
-                if asked_to_stop_s is None and signals.was_terminated():
-                    asked_to_stop_s = time.monotonic()
-                if asked_to_stop_s and time.monotonic() - asked_to_stop_s > _GRACE_S:
-                    break
-                wanted = board.wanted()
-                if wanted is not None and wanted.label != report.label:
-                    print(f"bringing up servers for weights {wanted.label}", flush=True)
-                    fresh = servers.bring_up(wanted)
-                    report = NodeReport(
-                        wanted.label, tuple(servers.urls), tuple(fresh), servers.num_restarts
-                    )
-                    board.report(node, report)
-                elif report.label is not None:
-                    servers.look_after()
-                if servers.num_restarts != report.num_restarts:
-                    report = dataclasses.replace(report, num_restarts=servers.num_restarts)
-                    board.report(node, report)
-                time.sleep(_POLL_S)
+        servers = Servers(
+            dataclasses.replace(config.rollout, host=own_address, urls=[]),
+            config.model,
+            dtype=config.precision.dtype.value,
+            log_dir=engine_dir / f"node_{node}",
+            on_cuda=prepare().is_cuda,
+            show_progress=False,
+        )
+        with closing(servers), signals.terminate_later():
+            report = serve_until_over(board, servers, node)
     except UserError as error:
-        board.report(node, dataclasses.replace(report, failure=str(error)))
+        board.report(node, NodeReport(failure=str(error)))
         raise
-    finally:
-        servers.close()
-    is_over = board.is_over
     board.report(node, dataclasses.replace(report, has_ended=True))
-    print(f"servers ended: {'the trainer is done' if is_over else 'SIGTERM'}", flush=True)
-    if not is_over:
+    print(f"servers ended: the trainer is {'done' if board.is_over else 'gone'}", flush=True)
+    if not board.is_over:
         return EXIT_RUN_AGAIN
     _linger()
     return EXIT_DONE
+
+
+def serve_until_over(board: ServingBoard, servers: Servers, node: int) -> NodeReport:
+    """Do what the trainer writes on the board. Returns what was last reported.
+
+    Raises:
+        EngineError: a server cannot be had.
+    """
+    report = NodeReport()
+    beat, heard_s = "", time.monotonic()
+    while not board.is_over:
+        if board.last_beat() != beat:
+            beat, heard_s = board.last_beat(), time.monotonic()
+        if signals.was_terminated() and time.monotonic() - heard_s > _SILENCE_S:
+            break
+        wanted, before = board.wanted(), report
+        if wanted is not None and wanted.label != report.label:
+            print(f"bringing up servers for weights {wanted.label}", flush=True)
+            fresh = servers.bring_up(wanted)
+            report = NodeReport(wanted.label, tuple(servers.urls), tuple(fresh))
+        elif report.label is not None:
+            servers.look_after()
+        report = dataclasses.replace(report, num_restarts=servers.num_restarts)
+        if report != before:
+            board.report(node, report)
+        time.sleep(_POLL_S)
+    return report
 
 
 def _linger() -> None:

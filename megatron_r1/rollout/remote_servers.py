@@ -6,6 +6,7 @@ its servers, looks after them and ends them. The two sides meet on a `ServingBoa
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable
 
@@ -18,6 +19,7 @@ from megatron_r1.rollout.serving_board import NodeReport, ServingBoard
 from megatron_r1.telemetry.progress import Progress
 
 _POLL_S = 0.2
+_BEAT_S = 2.0
 _END_S = 60.0
 
 
@@ -39,6 +41,9 @@ class RemoteServers:
         self._nodes = range(num_nodes)
         self._show_progress = show_progress
         self._seen: set[str] = set()
+        self._closed = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="rollout-nodes", daemon=True)
+        self._heart.start()
 
     @property
     def urls(self) -> list[str]:
@@ -98,6 +103,8 @@ class RemoteServers:
     def close(self) -> None:
         """Ask the nodes to end their servers, and wait until they have."""
         self._board.end()
+        self._closed.set()
+        self._heart.join()
         deadline_s = time.monotonic() + _END_S
         reports = [self._board.report_of(node) for node in self._nodes]
         while not all(report.has_ended or report.failure for report in reports):
@@ -105,6 +112,12 @@ class RemoteServers:
                 return  # the job ends them with itself
             time.sleep(_POLL_S)
             reports = [self._board.report_of(node) for node in self._nodes]
+
+    def _beat(self) -> None:
+        number = 0
+        while not self._closed.wait(_BEAT_S):
+            number += 1
+            self._board.beat(number)
 
     def _count(self, is_so: Callable[[NodeReport], bool]) -> int:
         return sum(is_so(report) for report in self._reports())

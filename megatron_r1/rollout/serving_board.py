@@ -4,6 +4,7 @@ Files of a directory that all nodes share, each written by one side and replaced
 
     wanted.json    trainer: from which weights servers are started, and what they are called
     node_<i>.json  serving node i: its servers, and which weights they were last brought up for
+    beat           trainer: a number that changes while it lives
     end            trainer: no more rollouts
 """
 
@@ -14,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_r1.rollout.servers import Weights
-from megatron_r1.telemetry.files import write_json
+from megatron_r1.telemetry.files import replace_file, write_json
 
 ENGINE = "engine"
 """Folder of the run directory: logs of the rollout servers, and the weights on their way there."""
@@ -61,6 +62,16 @@ class ServingBoard:
         found = _read(self._node(node)) or {}
         lists = {name: tuple(found.pop(name, ())) for name in ("urls", "fresh")}
         return NodeReport(**lists, **found)
+
+    def beat(self, number: int) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with replace_file(self.directory / "beat") as draft:
+            draft.write_text(str(number))
+
+    def last_beat(self) -> str:
+        """Of the trainer; the same again says nothing, another one that it lives."""
+        path = self.directory / "beat"
+        return path.read_text() if path.exists() else ""
 
     def end(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,9 @@ def test_a_board_keeps_what_each_side_wrote_last(tmp_path: Path):
     assert board.report_of(1) == report and board.report_of(0) == NodeReport()
     board.end()
     assert other.is_over
+    assert other.last_beat() == ""
+    board.beat(3)
+    assert other.last_beat() == "3"
     assert not ServingBoard(tmp_path / "next").is_over
 
 
