@@ -35,7 +35,6 @@ from megatron_r1.config.stage import (
     ExamplesConfig,
     R1ZeroConfig,
     RmHelpfulConfig,
-    RmSafetyConfig,
     StageConfig,
     TinyBaseConfig,
     TinyR1ZeroConfig,
@@ -135,13 +134,9 @@ def _check_objective(config: RunConfig) -> None:
 
 def _check_examples(config: RunConfig, stage: ExamplesConfig) -> None:
     """Files are named, and the longest example fits the model and a micro-batch."""
-    if isinstance(stage, DpoStageConfig | RmHelpfulConfig) and not stage.pairs:
-        raise ConfigError("stage.pairs is not set: name a JSONL file, stage.pairs=FILE")
-    if isinstance(stage, RmSafetyConfig) and not stage.responses:
-        raise ConfigError("stage.responses is not set: name a JSONL file, stage.responses=FILE")
+    if not stage.examples:
+        raise ConfigError("stage.examples is not set: name a JSONL file, stage.examples=FILE")
     if isinstance(stage, DistillConfig):
-        if not stage.samples:
-            raise ConfigError("stage.samples is not set: name a JSONL file, stage.samples=FILE")
         if isinstance(config.algo, DistillLogitsConfig) and stage.teacher is None:
             raise ConfigError(
                 f"algo.name = {config.algo.name} needs a teacher: set stage.teacher=DIR, or "
