@@ -23,14 +23,15 @@ def run_r1_stage4(
     session: Session, stage: R1Stage4Config, run_dir: Path, init_from: Path | None
 ) -> MegatronStep:
     """Train, or go on training, in `run_dir`. Returns the policy as it ended."""
-    reward = session.config.reward
+    reward = with_schedules(session.config.reward, stage)
+    session = dataclasses.replace(
+        session, config=dataclasses.replace(session.config, reward=reward)
+    )
 
     def prepare(prompts: PromptSource) -> None:
         prompts.hold_back(reward.mixes, until_step=stage.general_from_step)
 
-    return run_rl(
-        session, stage, run_dir, init_from, reward=with_schedules(reward, stage), prepare=prepare
-    )
+    return run_rl(session, stage, run_dir, init_from, prepare=prepare)
 
 
 def with_schedules(reward: RewardConfig, stage: R1Stage4Config) -> RewardConfig:

@@ -33,7 +33,7 @@ def command(root: Path, samples: Path, base_inputs: dict[str, str] | None = None
     base += ["stage.sequences_per_step=4", "stage.num_documents=400"]
     zero = ["stage=r1_zero", "stage.num_steps=2", "stage.steps_per_phase=1"]
     zero += ["stage.prompts_per_step=2", "stage.rollouts_per_prompt=2"]
-    sft = ["stage=sft", f"stage.samples={samples}", "stage.samples_per_step=2"]
+    sft = ["stage=sft", f"stage.examples={samples}", "stage.examples_per_step=2"]
     sft += ["stage.max_tokens=200", "stage.num_epochs=20", "stage.checkpoint_every_steps=4"]
     steps = {
         "base": step(base, base_inputs or {}),
@@ -123,7 +123,7 @@ def test_the_same_table_whatever_happens(tmp_path):
         "evaluate_base": "done before",
         "zero": "done before",
         "evaluate_zero": "starts over: evaluation.seed changed",
-        "sft": "starts over: stage.samples changed",
+        "sft": "starts over: stage.examples changed",
         "evaluate_sft": "starts over: model.init_from changed",
     }
     assert (tmp_path / "whole/p/replaced/sft/metrics.jsonl").is_file()

@@ -28,7 +28,7 @@ def build(one_rank, capacity: int) -> MegatronStep:
     """A small DeepSeek-V3 with a prediction layer, whose loss counts as much as the main one."""
     config = load_config(
         [
-            *("stage=sft", "stage.samples=x", "model=tiny_v3", "model.num_layers=2"),
+            *("stage=sft", "stage.examples=x", "model=tiny_v3", "model.num_layers=2"),
             *("model.num_mtp_layers=1", "model.mtp_loss=1.0", "model.balance_loss=0"),
             f"parallel.max_tokens_per_microbatch={capacity}",
         ]
@@ -45,25 +45,26 @@ def test_packed_samples_have_the_loss_and_gradients_of_samples_apart(one_rank, t
     found = {}
     for capacity in (512, longest):
         step = build(one_rank, capacity)
+        loss_of = step.on_logprobs(sft_loss)
         batch = own_share(samples, step.policy.layout.dp)
         if capacity == longest:  # each sample in a micro-batch of its own
             outputs = []
             gradients: dict[str, torch.Tensor] = {}
             for row in batch.rows:
                 alone = type(batch)(rows=(row,))
-                outputs += step.accumulate_gradients(alone, sft_loss, num_sequences=len(samples))
+                outputs += step.accumulate_gradients(alone, loss_of, num_sequences=len(samples))
                 for name, weight in step.policy.named_parameters():
                     gradients[name] = gradients.get(name, 0) + weight.main_grad
             assert len(outputs) == len(samples)
         else:
-            outputs = step.accumulate_gradients(batch, sft_loss, num_sequences=len(samples))
+            outputs = step.accumulate_gradients(batch, loss_of, num_sequences=len(samples))
             gradients = {n: w.main_grad.clone() for n, w in step.policy.named_parameters()}
             assert len(outputs) == 1
             # What is measured of held-out samples is what is learned of these, without the weights.
             total, tokens = (float(part) for part in outputs[0]["train/nll"])
-            assert heldout_nll(step, samples) == pytest.approx(total / tokens, rel=1e-5)
+            assert heldout_nll(step.policy, samples) == pytest.approx(total / tokens, rel=1e-5)
         loss = sum(float(output["train/loss"][0]) for output in outputs)
-        found[capacity] = (loss, gradients, heldout_nll(step, samples))
+        found[capacity] = (loss, gradients, heldout_nll(step.policy, samples))
 
     (loss, gradients, nll), (loss_apart, gradients_apart, nll_apart) = found.values()
     # Float32 sums in another order.
