@@ -15,7 +15,9 @@ CASES = [(f"what is {n}?", "it is") for n in range(40)]
 
 
 def teacher_at(url: str, **settings) -> Teacher:
-    return Teacher(TeacherConfig(enabled=True, base_url=url, max_retries=0, **settings))
+    return Teacher(
+        TeacherConfig(enabled=True, base_url=url, max_retries=0, max_parallel=2, **settings)
+    )
 
 
 def test_replies_that_were_cut_off_or_empty_are_none():
