@@ -107,7 +107,7 @@ def test_four_stages_from_a_base_model(tmp_path):
     assert {example["lineage"]["model"] for example in train} == {"teacher, few-shot"}
     rows = metrics(tmp_path / "one")
     assert len(rows) == 60 * len(train) // 6 and output.count("r1_stage1: resuming") == 1
-    assert rows[-1]["train/nll"] < 0.2 < rows[0]["train/nll"]
+    assert rows[-1]["train/nll"] < 0.5 < rows[0]["train/nll"]
     assert rows[-1]["train/lr"] == pytest.approx(5e-6)
     measured = [row["step"] for row in rows if "heldout/nll" in row]
     assert measured == [*range(20, len(rows), 20), len(rows)]
