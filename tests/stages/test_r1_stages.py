@@ -130,7 +130,7 @@ def test_four_stages_from_a_base_model(tmp_path):
     )
     # Stage 4: general prompts and models in the last update alone, of a phase of its own.
     steps = sorted((tmp_path / "four/rollouts").iterdir())
-    assert [path.stem for path in steps] == ["step_000002", "step_000003"]
+    assert [path.stem for path in steps] == ["step_000001", "step_000003"]
     first, last = (read(path) for path in steps)
     assert all("?" not in rollout["question"] for rollout in first)
     assert all(set(r["parts"]) == {"accuracy", "format", "language"} for r in first)
