@@ -234,6 +234,7 @@ class Session:
             if critic is not None:
                 own = critic.config.critic_init_from
                 self.start_from(value_step, init_from if own is None else Path(own))
+            store.keep_scales(init_from)
             return LoopState()
         trained = megatron_step.policy, megatron_step.optimizer
         state = store.load(latest, *trained, bank, value_step)
