@@ -17,8 +17,16 @@ from megatron_r1.checkpoint.conversion import WeightDtype
 from megatron_r1.checkpoint.hf_export import export_hf
 from megatron_r1.checkpoint.hf_import import import_hf
 from megatron_r1.config.load import load_config
-from tests.checkpoint.hub import differences, write_with_transformers
-from tests.distributed.conversion_worker import LAYOUTS, NO_MTP, RINGS, layout_name
+from tests.checkpoint.hub import differences, write_like_deepseek, write_with_transformers
+from tests.distributed.conversion_worker import (
+    FP8,
+    LAYOUTS,
+    RINGS,
+    VOCAB_SIZE,
+    base_of,
+    layout_name,
+    own_settings,
+)
 from tests.models.families import FAMILIES
 
 WORKER = Path(__file__).with_name("conversion_worker.py")
@@ -40,11 +48,15 @@ def saved(tmp_path_factory) -> Callable[[int], Path]:
         directory = tmp_path_factory.mktemp(f"ranks{world_size}")
         for model, ranks in LAYOUTS:
             if ranks == world_size:
-                overrides = FAMILIES.get(model, [f"model={model}"])
-                overrides = [*overrides, "model.vocab_size=509", "model.num_layers=5", NO_MTP]
+                base = base_of(model)
+                overrides = FAMILIES.get(base, [f"model={base}"]) + own_settings(model)
+                overrides += [f"model.vocab_size={VOCAB_SIZE}", "model.num_layers=5"]
                 config = load_config(overrides).model
                 hub = directory / model / "hub"
-                write_with_transformers(hub, config, dtype=torch.bfloat16)
+                if model == FP8:
+                    write_like_deepseek(hub, config)
+                else:
+                    write_with_transformers(hub, config, dtype=torch.bfloat16)
                 import_hf(hub, directory / model / "megatron", show_progress=False)
         run_ranks(world_size, directory)
         return directory
@@ -63,12 +75,11 @@ def run_ranks(world_size: int, directory: Path) -> None:
 @pytest.mark.parametrize(("model", "world_size"), sorted(LAYOUTS))
 def test_what_any_layout_saved_is_exported_byte_for_byte(model, world_size, saved, tmp_path):
     directory = saved(world_size) / model
+    # Trained in float32, which holds every bfloat16 number.
+    dtype = WeightDtype.fp8 if model == FP8 else WeightDtype.bfloat16
     for parallel in LAYOUTS[model, world_size]:
         name = layout_name(parallel)
-        # Trained in float32, which holds every bfloat16 number.
-        export_hf(
-            directory / name, tmp_path / name, dtype=WeightDtype.bfloat16, show_progress=False
-        )
+        export_hf(directory / name, tmp_path / name, dtype=dtype, show_progress=False)
         assert differences(directory / "hub", tmp_path / name) == [], parallel
 
 
