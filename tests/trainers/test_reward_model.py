@@ -22,7 +22,8 @@ from megatron_r1.data.packing import build_micro_batch
 from megatron_r1.data.preferences import PreferencePair
 from megatron_r1.data.safety_labels import LabelledResponse
 from megatron_r1.data.scored_rows import scored_row, summary_of
-from megatron_r1.stages.rm_helpful import helpful_task, pair_rows
+from megatron_r1.errors import DataError
+from megatron_r1.stages.rm_helpful import helpful_task, pair_rows, read_pairs
 from megatron_r1.stages.rm_safety import labelled_row, safety_task
 from megatron_r1.telemetry.recorder import Recorder
 from megatron_r1.trainers.job import Job
@@ -241,3 +242,10 @@ def test_examples_are_pairs(tokenizer):
     assert chosen.num_tokens == rejected.num_tokens
     example: Example = labelled_row(LabelledResponse("1 =", "1", safe=True), "plain", tokenizer)
     assert [row.label for row in example] == [1.0]
+
+
+def test_pairs_of_one_summary_are_refused_by_line(tokenizer, tmp_path):
+    pair = {"prompt": "1 =", "chosen": "<think>1</think>2", "rejected": "<think>3</think>2"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair))
+    with pytest.raises(DataError, match="pairs.jsonl:1: .* have the same summary, '2'"):
+        read_pairs(str(tmp_path / "pairs.jsonl"), "plain", tokenizer)
