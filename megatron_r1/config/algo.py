@@ -177,6 +177,9 @@ class PpoConfig(GrpoConfig):
     `trainers/critic.py`."""
 
     name: str = "ppo"
+    kl_place: KlPlace = KlPlace.token_reward
+    advantage_baseline: AdvantageBaseline = AdvantageBaseline.none
+    advantage_norm: AdvantageNorm = AdvantageNorm.batch
     discount: float = 1.0
     """gamma; InstructGPT (arXiv:2203.02155 appendix C) discounts nothing."""
     gae_lambda: float = 1.0

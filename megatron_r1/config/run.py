@@ -253,6 +253,12 @@ def _check_monitor(config: RunConfig) -> None:
             f"monitor.heldout_prompts = {monitor.heldout_prompts} exceeds data.heldout_problems = "
             f"{config.data.heldout_problems}. Lower the one or raise the other"
         )
+    if monitor.kl_budget > 0 and not isinstance(config.algo, AlgoConfig):
+        raise ConfigError(
+            f"monitor.kl_budget = {monitor.kl_budget} watches how far rollouts lead from a "
+            f"reference, and algo.name = {config.algo.name} has no rollouts. Set it to 0, or leave "
+            "algo= out"
+        )
     if monitor.kl_budget > 0 and config.algo.kl_beta == 0:
         raise ConfigError(
             f"monitor.kl_budget = {monitor.kl_budget} needs a reference policy, and algo.kl_beta = "

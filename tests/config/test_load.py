@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from megatron_r1.config.algo import PpoConfig
 from megatron_r1.config.load import CONF_DIR, load_config, to_yaml
 from megatron_r1.config.model import DeepseekV3Config, GroupedQueryConfig
 from megatron_r1.config.overrides import usage
@@ -192,7 +193,14 @@ def test_impossible_combinations_name_values_and_a_way_out(overrides, world_size
         ("monitor.learned=[helpful]", "watches helpful, which reward.weights"),
         ("monitor.heldout_prompts=9 data.heldout_problems=8", "exceeds data.heldout_problems = 8"),
         ("monitor.kl_budget=0.1 algo.kl_beta=0", "needs a reference policy"),
+        ("stage=tiny_base algo=dpo monitor.kl_budget=0.1", "algo.name = dpo has no rollouts"),
     ],
 )
 def test_objectives_and_monitors_that_do_not_fit(overrides, expected):
     assert expected in message("rollout.max_response_tokens=64", *overrides.split())
+
+
+def test_ppo_can_be_made_with_its_own_defaults_which_are_its_files():
+    chosen = load_config(["algo=ppo"]).algo
+    for name in ("kl_place", "advantage_baseline", "advantage_norm"):
+        assert getattr(PpoConfig(), name) is getattr(chosen, name)
