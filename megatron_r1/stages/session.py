@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_r1.checkpoint.hf_coverage import is_hf_directory, read_hf_head
@@ -40,6 +40,7 @@ from megatron_r1.rollout.inprocess import InProcessEngine
 from megatron_r1.rollout.servers import Servers
 from megatron_r1.rollout.sglang import SglangEngine
 from megatron_r1.signals import terminate_later
+from megatron_r1.stages.rollout_engine import rollout_servers, weight_transport
 from megatron_r1.telemetry.recorder import Recorder
 from megatron_r1.telemetry.run_dir import RunDir
 from megatron_r1.telemetry.watchdog import Watchdog
@@ -48,12 +49,8 @@ from megatron_r1.trainers.job import Job
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.reward_parts import RewardModels
 from megatron_r1.trainers.value_step import ValueStep
-from megatron_r1.weights.directory_transport import DirectoryTransport
 from megatron_r1.weights.publish import Publisher
 from megatron_r1.weights.transport import WeightTransport
-
-ENGINE = "engine"
-"""Folder of the run directory: logs of the rollout servers, and the weights on their way there."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +64,8 @@ class Session:
     job: Job
     servers: Servers | None = None
     """On the main rank, where rollouts come from servers; none is started before it is needed."""
+    opened: ExitStack = field(default_factory=ExitStack)
+    """What is closed at the end of the session, before the servers end."""
 
     def policy(self, tokenizer: Tokenizer, head: Head = Head.vocabulary) -> Policy:
         """A policy with weights drawn from the run's seed."""
@@ -137,17 +136,13 @@ class Session:
                 max_prefill_tokens=self.config.parallel.max_tokens_per_microbatch,
             )
         if transport is None:
-            transport = self.directory_transport(policy, tokenizer)
+            transport = weight_transport(policy, tokenizer, config, self.run_dir)
         publisher = Publisher(transport, self.servers, config)
-        return SglangEngine(config, policy.config, self.layout, tokenizer, publisher, self.servers)
-
-    def directory_transport(self, policy: Policy, tokenizer: Tokenizer) -> DirectoryTransport:
-        return DirectoryTransport(
-            policy,
-            tokenizer,
-            self.run_dir / ENGINE / "weights",
-            timeout_s=self.config.rollout.publish_timeout_s,
+        engine = SglangEngine(
+            config, policy.config, self.layout, tokenizer, publisher, self.servers
         )
+        self.opened.callback(engine.close)
+        return engine
 
     def store(self, run_dir: Path, stage: StageConfig, tokenizer: Tokenizer) -> CheckpointStore:
         return CheckpointStore(
@@ -296,7 +291,11 @@ def open_reader(config: RunConfig) -> Iterator[Session]:
             stragglers_every_steps=config.telemetry.stragglers_every_steps,
         )
         try:
-            with rollout_servers(config, host) as servers, terminate_later():
+            with (
+                rollout_servers(config, host) as servers,
+                ExitStack() as opened,
+                terminate_later(),
+            ):
                 yield Session(
                     config=config,
                     host=host,
@@ -304,6 +303,7 @@ def open_reader(config: RunConfig) -> Iterator[Session]:
                     run_dir=config.run.dir,
                     job=job,
                     servers=servers,
+                    opened=opened,
                 )
         finally:
             leave_layout()
@@ -329,34 +329,6 @@ def check_reward_model(path: Path) -> None:
             f"{path} is a language model, and a reward model is asked for. Train one with "
             "stage=rm_helpful or stage=rm_safety"
         )
-
-
-@contextmanager
-def rollout_servers(config: RunConfig, host: Host) -> Iterator[Servers | None]:
-    """Servers on the main rank, where the configuration wants any; they end with the block."""
-    if not isinstance(config.rollout, SglangConfig):
-        yield None
-        return
-    opened: list[Servers] = []
-
-    def open_them() -> None:
-        opened.append(
-            Servers(
-                config.rollout,
-                config.model,
-                dtype=config.precision.dtype.value,
-                log_dir=config.run.dir / ENGINE,
-                on_cuda=host.is_cuda,
-                show_progress=config.telemetry.progress,
-            )
-        )
-
-    on_main_rank(open_them)
-    try:
-        yield opened[0] if opened else None
-    finally:
-        for servers in opened:
-            servers.close()
 
 
 def check_not_past(step: int, num_steps: int, run_dir: Path) -> None:

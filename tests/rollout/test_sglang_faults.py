@@ -7,12 +7,13 @@ import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import pytest
 
 from megatron_r1.errors import EngineError
 from megatron_r1.rollout.server_api import checksums, samples_at_once
+from megatron_r1.rollout.servers import Weights
+from megatron_r1.stages.rollout_engine import weight_transport
 from megatron_r1.types import VersionSpan
 from megatron_r1.weights.transport import WeightTransport
 from tests.rollout.served import MAX_GAP, needs_sglang, prompts, put, serve, worst_gap
@@ -103,8 +104,11 @@ class StruckTransport:
         self._transport = transport
         self._pid: int | None = pid
 
-    def prepare(self, label: str) -> Path:
+    def prepare(self, label: str) -> Weights:
         return self._transport.prepare(label)
+
+    def close(self) -> None:
+        self._transport.close()
 
     def send(self, label: str, urls: Sequence[str]) -> Mapping[str, float]:
         if self._pid is not None:
@@ -117,7 +121,8 @@ def test_a_server_that_dies_in_a_publish_gets_it_again(deepseek, tokenizer):
     version = deepseek.version + 1
     [pid] = deepseek.session.servers.pids
     session = deepseek.session
-    transport = deepseek.session.directory_transport(deepseek.policy, tokenizer)
+    config = session.config
+    transport = weight_transport(deepseek.policy, tokenizer, config.rollout, session.run_dir)
     struck = StruckTransport(transport, pid)
     deepseek.engine = session.engine(deepseek.policy, tokenizer, transport=struck)
     metrics = deepseek.engine.publish(version)
