@@ -154,6 +154,9 @@ class TrainRow:
     update lies between the two, and the value is `logprobs` without its gradient."""
     logprobs_ref_L: Tensor | None = None
     """The reference policy's; float32."""
+    routed_experts_LMK: Tensor | None = None
+    """Which K experts the engine sent each token to in each of its M layers; int16, -1 for the last
+    token, whose pass it never made. Zero in dense layers. None: not known."""
     values_L: Tensor | None = None
     """The critic's, of the state in which each token was chosen, before its first update on this
     phase; float32."""
@@ -206,6 +209,8 @@ class MicroBatch:
     returns_T: Tensor
     teacher_logits_Tv: Tensor | None = None
     """None where no row has any."""
+    routed_experts_TMK: Tensor | None = None
+    """int16, -1 where it is not known; None where no row has any. See `TrainRow`."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +218,8 @@ class LossOutput:
     """What a loss returns: a scalar to minimise and metrics that add up over micro-batches and
     ranks.
 
-    A metric is ``(numerator, denominator)``; both are summed over the step, then divided.
+    A metric is ``(numerator, denominator)``; both are summed over the step, then divided. Of one
+    whose name ends in ``_max`` the largest numerator is taken.
     """
 
     loss: Tensor

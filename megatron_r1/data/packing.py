@@ -136,21 +136,24 @@ def build_micro_batch(
         logprobs_ref_T=torch.cat([values(row.logprobs_ref_L, row) for row in sequences]),
         values_T=torch.cat([values(row.values_L, row) for row in sequences]),
         returns_T=torch.cat([values(row.returns_L, row) for row in sequences]),
-        teacher_logits_Tv=_teacher_logits(sequences),
+        teacher_logits_Tv=_end_to_end([row.teacher_logits_Lv for row in sequences], sequences, 0),
+        routed_experts_TMK=_end_to_end(
+            [row.routed_experts_LMK for row in sequences], sequences, -1
+        ),
     )
 
 
-def _teacher_logits(sequences: Sequence[TrainRow]) -> Tensor | None:
-    """End to end, in their own type, zeros for padding."""
-    like = next((row.teacher_logits_Lv for row in sequences), None)
+def _end_to_end(
+    values: Sequence[Tensor | None], rows: Sequence[TrainRow], fill: float
+) -> Tensor | None:
+    """[T, ...] of the rows' values, in their own type; `fill` where a row has none."""
+    like = next((each for each in values if each is not None), None)
     if like is None:
         return None
     return torch.cat(
         [
-            like.new_zeros(row.num_tokens, *like.shape[1:])
-            if row.teacher_logits_Lv is None
-            else row.teacher_logits_Lv
-            for row in sequences
+            like.new_full((row.num_tokens, *like.shape[1:]), fill) if each is None else each
+            for each, row in zip(values, rows, strict=True)
         ]
     )
 

@@ -150,16 +150,16 @@ def add_logprobs(
     rows = minibatch.batch.rows
     compute = partial(
         parts.megatron_step.logprobs,
-        minibatch.batch,
         temperature=config.rollout.temperature,
         on_micro_batch=parts.recorder.on_micro_batch("log-probabilities"),
     )
     none = [None] * len(rows)
     needs_old = not is_first or config.algo.kl_place is not KlPlace.loss
-    old = compute() if needs_old else none
+    old = compute(minibatch.batch) if needs_old else none
     if keep_reference:
+        own = [dataclasses.replace(row, routed_experts_LMK=None) for row in rows]
         with parts.bank.use(REFERENCE):
-            reference = compute()
+            reference = compute(TrainBatch(rows=tuple(own)))
     else:
         reference = none
     filled = tuple(

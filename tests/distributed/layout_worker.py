@@ -104,8 +104,26 @@ def own_batch(step: Any) -> Any:
     """This replica's rows: every dp-th, so that replicas differ in tokens and micro-batches."""
     from megatron_r1.types import TrainBatch
 
-    dp = step.policy.layout.dp
-    return TrainBatch(rows=tuple(rows(step.policy.config.vocab_size)[dp.rank :: dp.size]))
+    dp, config = step.policy.layout.dp, step.policy.config
+    every = with_routing(rows(config.vocab_size), config)
+    return TrainBatch(rows=tuple(every[dp.rank :: dp.size]))
+
+
+def with_routing(some_rows: list[Any], config: Any) -> list[Any]:
+    """Every other row has experts drawn at random for all of its tokens but the last, in the place
+    of the router's choices."""
+    if not hasattr(config, "num_experts"):
+        return some_rows
+    generator = torch.Generator().manual_seed(1)
+    result = []
+    for number, row in enumerate(some_rows):
+        if number % 2:
+            shape = (row.num_tokens, config.num_layers, config.num_experts)
+            drawn = torch.rand(shape, generator=generator).topk(config.experts_per_token).indices
+            drawn[-1] = -1
+            row = dataclasses.replace(row, routed_experts_LMK=drawn.to(torch.int16))
+        result.append(row)
+    return result
 
 
 def loss_function() -> Any:

@@ -1,0 +1,59 @@
+"""bf16, where trainer and engine send tokens to other experts: what replaying the routing mends."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+import torch
+
+from megatron_r1.config.algo import GrpoConfig
+from megatron_r1.config.optimizer import OptimizerConfig
+from megatron_r1.trainers.megatron_step import MegatronStep
+from megatron_r1.trainers.minibatches import train_rows
+from megatron_r1.types import Reward, RolloutGroup, ScoredGroup, TrainBatch
+from tests.rollout.served import needs_sglang, prompts, serve
+
+pytestmark = needs_sglang
+
+TEMPERATURE = 1.0
+
+
+@pytest.fixture(scope="module")
+def served(one_rank, tokenizer, tmp_path_factory):
+    root = tmp_path_factory.mktemp("replay")
+    settings = ["precision=bf16", "rollout.routed_experts=true"]
+    with serve(one_rank, tokenizer, root, "deepseek_v3", *settings) as served:
+        served.publish_changed(0, seed=3)
+        yield served
+
+
+def test_replayed_routing_brings_the_trainer_near_the_engine(served):
+    asked = prompts(8)
+    rollouts = served.generate(
+        asked, version=0, num_samples=8, max_response_tokens=48, temperature=TEMPERATURE
+    )
+    groups = defaultdict(list)
+    for (draw, _), rollout in sorted(rollouts.items(), key=lambda item: item[0]):
+        groups[draw].append(rollout)
+    scored = [
+        ScoredGroup(
+            RolloutGroup(asked[draw], tuple(members)), (Reward(0.0, {}, {}),) * len(members)
+        )
+        for draw, members in groups.items()
+    ]
+    step = MegatronStep(served.policy, OptimizerConfig())
+    gaps = {}
+    for replay in (False, True):
+        rows = train_rows(scored, GrpoConfig(replay_routing=replay))
+        own = step.logprobs(TrainBatch(tuple(rows)), temperature=TEMPERATURE)
+        gap_K = torch.cat(
+            [
+                (a - row.logprobs_rollout_L)[row.loss_mask_L]
+                for a, row in zip(own, rows, strict=True)
+            ]
+        )
+        gaps[replay] = gap_K.abs()
+        print(f"replay {replay}: {len(gap_K)} tokens, mean {gaps[replay].mean():.2e}", end=", ")
+        print(f"max {gaps[replay].max():.2e}, median {gaps[replay].median():.2e}")
+    assert gaps[True].mean() * 10 <= gaps[False].mean()
