@@ -97,6 +97,12 @@ class Rollout:
     t, shared experts not counted, and zero in dense layers. None where it was not asked for."""
 
 
+def spans(rollout: Rollout) -> tuple[VersionSpan, ...]:
+    """Which version sampled which tokens, all of them."""
+    whole = VersionSpan(rollout.weight_version, 0, len(rollout.token_ids))
+    return rollout.version_spans or (whole,)
+
+
 @dataclass(frozen=True)
 class RolloutGroup:
     """All G responses to one prompt. A group stays whole, with one data-parallel leader."""

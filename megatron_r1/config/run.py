@@ -261,10 +261,23 @@ def _check_monitor(config: RunConfig) -> None:
 
 
 def _check_servers(config: RunConfig) -> None:
-    """What SGLang would compute wrongly without a word."""
+    """What SGLang would compute wrongly without a word, or is not asked for."""
     model = config.model
     if not isinstance(config.rollout, SglangConfig):
         return
+    corrects = isinstance(config.algo, AlgoConfig) and config.algo.rollout_correction_cap > 0
+    if config.rollout.steps_ahead and not corrects:
+        raise ConfigError(
+            f"rollout.steps_ahead = {config.rollout.steps_ahead} samples from older weights than "
+            "those that are trained, and algo.rollout_correction_cap = 0 takes no account of it. "
+            "Set the cap, 2.0 as in algo=grpo_stable, or steps_ahead to 0"
+        )
+    replays = isinstance(config.algo, AlgoConfig) and config.algo.replay_routing
+    if replays and isinstance(model, MixtureConfig) and not config.rollout.routed_experts:
+        raise ConfigError(
+            "algo.replay_routing = true needs to know the engine's routing, and "
+            "rollout.routed_experts = false does not ask for it. Set both to the same"
+        )
     if isinstance(model, Qwen3MoeConfig) and model.num_dense_layers:
         raise ConfigError(
             f"model.num_dense_layers = {model.num_dense_layers} with rollout.name = sglang: SGLang "

@@ -23,7 +23,12 @@ from megatron_r1.trainers.job import stop_if_asked
 from megatron_r1.trainers.minibatches import Minibatch, split_phase, train_rows
 from megatron_r1.trainers.phase_advantages import complete_advantages
 from megatron_r1.trainers.rl_parts import RlConfig, RlParts
-from megatron_r1.trainers.sampling import Phase, sample_and_score, sample_phase
+from megatron_r1.trainers.sampling import (
+    Phase,
+    sample_and_score,
+    sample_phase,
+    start_phase_ahead,
+)
 from megatron_r1.trainers.schedule import learning_rate
 from megatron_r1.trainers.watch import RewardHackError, monitor_metrics, observe, stop_message
 from megatron_r1.types import ScoredGroup, StepResult, TrainBatch
@@ -60,6 +65,8 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
         state = watching
         metrics = sum_pairs(phase.metrics, policy.layout.dp_cp)
         recorder.phase(phase.sampled, metrics | watched | dict(published))
+        if config.rollout.steps_ahead and phase_start + stage.steps_per_phase < stage.num_steps:
+            start_phase_ahead(parts, config)
         minibatches = deal(parts, config, phase.kept, phase_start)
         with recorder.timed("time/logprobs_s"):
             minibatches = [
