@@ -136,6 +136,9 @@ class AlgoConfig(ObjectiveConfig):
     rollout_mask_low: float = 0.5
     """Lower bound of pi_old / pi_rollout for `rollout_mask`; IcePop's 0.5 and 5."""
     rollout_mask_high: float = 5.0
+    keep_sampling_masks: bool = False
+    """Under top-p and top-k probabilities are among the tokens that the engine left to choose from
+    (DeepSeek-V3.2): the engine's, the trainer's and the reference's."""
     replay_routing: bool = False
     """The trainer sends each token to the experts that the engine sent it to (rollout routing
     replay, arXiv:2510.11370), under its own router's weights: old log-probabilities and updates.

@@ -97,6 +97,9 @@ class SglangConfig(RolloutConfig):
     routed_experts: bool = False
     """Return which experts each token went to: 4 bytes a token, layer and expert. `conf/rollout`
     has it where `algo.replay_routing` needs it."""
+    sampling_masks: bool = False
+    """Return which tokens top-p and top-k left to choose from, and probabilities among them.
+    `conf/rollout` has it where `algo.keep_sampling_masks` needs it."""
     start_timeout_s: float = 1800.0
     """For a server to load its weights and answer."""
     request_timeout_s: float = 3600.0

@@ -264,6 +264,13 @@ def _check_servers(config: RunConfig) -> None:
     """What SGLang would compute wrongly without a word, or is not asked for."""
     model = config.model
     if not isinstance(config.rollout, SglangConfig):
+        truncates = config.rollout.top_p < 1 or config.rollout.top_k > 0
+        if getattr(config.algo, "keep_sampling_masks", False) and truncates:
+            raise ConfigError(
+                f"algo.keep_sampling_masks = true with rollout.top_p = {config.rollout.top_p} and "
+                f"rollout.top_k = {config.rollout.top_k} needs rollout=sglang: in-process decoding "
+                "does not tell what it left to choose from. Set it to false, or top_p=1 and top_k=0"
+            )
         return
     corrects = isinstance(config.algo, AlgoConfig) and config.algo.rollout_correction_cap > 0
     if config.rollout.steps_ahead and not corrects:
@@ -272,18 +279,27 @@ def _check_servers(config: RunConfig) -> None:
             "those that are trained, and algo.rollout_correction_cap = 0 takes no account of it. "
             "Set the cap, 2.0 as in algo=grpo_stable, or steps_ahead to 0"
         )
-    replays = isinstance(config.algo, AlgoConfig) and config.algo.replay_routing
-    if replays and isinstance(model, MixtureConfig) and not config.rollout.routed_experts:
-        raise ConfigError(
-            "algo.replay_routing = true needs to know the engine's routing, and "
-            "rollout.routed_experts = false does not ask for it. Set both to the same"
-        )
+    if isinstance(config.algo, AlgoConfig):
+        _check_asked_of_engine(config.algo, config.rollout, isinstance(model, MixtureConfig))
     if isinstance(model, Qwen3MoeConfig) and model.num_dense_layers:
         raise ConfigError(
             f"model.num_dense_layers = {model.num_dense_layers} with rollout.name = sglang: SGLang "
             "0.5.23 gives every layer of a Qwen3-MoE experts, and leaves those of dense layers "
             "unset. Set it to 0, as in all published models, or use rollout=inprocess"
         )
+
+
+def _check_asked_of_engine(algo: AlgoConfig, rollout: SglangConfig, has_experts: bool) -> None:
+    """What the objective needs to know of a response, the engine is asked for."""
+    for needs, setting, asks in (
+        ("replay_routing", "routed_experts", rollout.routed_experts or not has_experts),
+        ("keep_sampling_masks", "sampling_masks", rollout.sampling_masks),
+    ):
+        if getattr(algo, needs) and not asks:
+            raise ConfigError(
+                f"algo.{needs} = true needs what rollout.{setting} = false does not ask the engine "
+                f"for. Set both to the same"
+            )
 
 
 def _divisors(number: int) -> str:

@@ -137,6 +137,8 @@ def build_micro_batch(
         values_T=torch.cat([values(row.values_L, row) for row in sequences]),
         returns_T=torch.cat([values(row.returns_L, row) for row in sequences]),
         teacher_logits_Tv=_end_to_end([row.teacher_logits_Lv for row in sequences], sequences, 0),
+        kept_counts_T=_end_to_end([row.kept_counts_L for row in sequences], sequences, 0),
+        kept_ids_J=_joined([row.kept_ids_J for row in sequences]),
         routed_experts_TMK=_end_to_end(
             [row.routed_experts_LMK for row in sequences], sequences, -1
         ),
@@ -156,6 +158,11 @@ def _end_to_end(
             for each, row in zip(values, rows, strict=True)
         ]
     )
+
+
+def _joined(values: Sequence[Tensor | None]) -> Tensor | None:
+    present = [each for each in values if each is not None]
+    return torch.cat(present) if present else None
 
 
 def _padding_row(num_tokens: int, pad_token: int, *, like: Sequence[TrainRow]) -> TrainRow:

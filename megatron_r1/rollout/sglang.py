@@ -165,6 +165,9 @@ class SglangEngine:
         if config.routed_experts and isinstance(model, MixtureConfig):
             experts_shape = (model.num_layers, model.experts_per_token)
 
+        # Without a truncation every token is kept, and there is nothing to tell.
+        masks = config.sampling_masks and (params.top_p < 1 or params.top_k > 0)
+
         def make_body(request: ResponseRequest, request_id: str) -> dict:
             return request_body(
                 request,
@@ -173,6 +176,7 @@ class SglangEngine:
                 stop_id=self._tokenizer.eos_id,
                 keyed_sampling=config.keyed_sampling,
                 routed_experts=experts_shape is not None,
+                sampling_masks=masks,
             )
 
         return RequestPool(
@@ -186,6 +190,7 @@ class SglangEngine:
                 tokenizer=self._tokenizer,
                 owner=self._publisher.owner,
                 experts_shape=experts_shape,
+                sampling_masks=masks,
             ),
             first_server=self._layout.dp_cp.rank,
         )

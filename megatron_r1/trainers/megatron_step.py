@@ -28,6 +28,7 @@ from torch import Tensor
 from megatron_r1.algos.logprobs import align_to_tokens, next_tokens, target_logprobs
 from megatron_r1.algos.mtp import mtp_loss
 from megatron_r1.algos.reduce import mean_parts
+from megatron_r1.algos.sampling_mask import kept_columns
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.models.policy import Policy
 from megatron_r1.models.stream import TokenStream
@@ -202,6 +203,16 @@ class MegatronStep:
         """logprobs_T and entropy_T of all tokens of the micro-batch, on every context rank; from
         the logits of the tokens that this one holds, each of which predicts `steps` ahead."""
         tp = self.policy.layout.tp
+        if micro.kept_counts_T is not None and steps == 1:
+            everywhere = torch.arange(micro.tokens_T.numel(), device=micro.tokens_T.device)
+            kept_tv = kept_columns(
+                micro.kept_counts_T,
+                micro.kept_ids_J,
+                stream.take(next_tokens(everywhere), fill=-1),
+                vocab_start=tp.rank * logits_tv.shape[-1],
+                num_columns=logits_tv.shape[-1],
+            )
+            logits_tv = logits_tv.masked_fill(~kept_tv, -torch.inf)
         logprobs_t, entropy_t = target_logprobs(
             logits_tv,
             stream.take(next_tokens(micro.tokens_T, steps=steps), fill=0),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -55,8 +56,18 @@ def _row(prompt: Prompt, rollout: Rollout, advantage: float, config: AlgoConfig)
         group=prompt.draw,
         advantage=advantage,
         logprobs_rollout_L=torch.tensor((0.0,) * num_prompt + rollout.logprobs),
+        **_kept_tokens(rollout, num_prompt),
         routed_experts_LMK=_routed_experts(rollout) if config.replay_routing else None,
     )
+
+
+def _kept_tokens(rollout: Rollout, num_prompt: int) -> dict[str, Tensor]:
+    """What the engine's probabilities are among, the trainer's are among, too."""
+    if rollout.kept_tokens is None:
+        return {}
+    counts = [0] * num_prompt + [len(kept) for kept in rollout.kept_tokens]
+    ids = list(chain.from_iterable(rollout.kept_tokens))
+    return {"kept_counts_L": torch.tensor(counts), "kept_ids_J": torch.tensor(ids)}
 
 
 def _routed_experts(rollout: Rollout) -> Tensor | None:
