@@ -139,7 +139,7 @@ class ScoredGroup:
 class TrainRow:
     """One sequence to learn from: prompt and response, token-aligned.
 
-    RL fills everything; supervised training needs `tokens_L` and `loss_mask_L` alone.
+    Supervised training needs `tokens_L` and `loss_mask_L` alone; who fills the rest says so.
     """
 
     tokens_L: Tensor
@@ -170,7 +170,7 @@ class TrainRow:
     routed_experts_LMK: Tensor | None = None
     """Which K experts the engine sent each token to in each of its M layers; int16, -1 for the last
     token, whose pass it never made. Zero in dense layers. None: not known."""
-    values_L: Tensor | None = None
+    values_old_L: Tensor | None = None
     """The critic's, of the state in which each token was chosen, before its first update on this
     phase; float32."""
     returns_L: Tensor | None = None
@@ -218,7 +218,7 @@ class MicroBatch:
     logprobs_old_T: Tensor | None
     """None until the forward pass of the update has given them; see `TrainRow`."""
     logprobs_ref_T: Tensor
-    values_T: Tensor
+    values_old_T: Tensor
     returns_T: Tensor
     teacher_logits_Tv: Tensor | None = None
     """None where no row has any."""
@@ -249,4 +249,5 @@ class StepResult:
     metrics: Mapping[str, float]
     """``train/loss``, ``train/grad_norm``, ``train/lr``, ``train/tokens`` and the loss's own."""
     skipped: bool
-    """True when nothing was changed: the gradient was not finite, or no rollout could teach."""
+    """True when the policy was not changed: the gradient was not finite, no rollout could teach, or
+    its critic alone learned."""

@@ -13,7 +13,7 @@ from megatron_r1.config.algo import (
     KlPenaltyConfig,
     ObjectiveConfig,
 )
-from megatron_r1.config.cluster import ClusterConfig
+from megatron_r1.config.cluster import ClusterConfig, SlurmConfig
 from megatron_r1.config.data import DataConfig, PromptSourceKind
 from megatron_r1.config.evaluation import EvaluationConfig
 from megatron_r1.config.judge import JudgeConfig
@@ -28,14 +28,13 @@ from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.parallel import ParallelConfig
 from megatron_r1.config.precision import PrecisionConfig
 from megatron_r1.config.reward import RewardConfig
-from megatron_r1.config.rollout import RolloutConfig, SglangConfig
+from megatron_r1.config.rollout import RolloutConfig, SglangConfig, WeightsBy
 from megatron_r1.config.stage import (
     DistillConfig,
     DpoStageConfig,
     ExamplesConfig,
     R1ZeroConfig,
     RmHelpfulConfig,
-    RmSafetyConfig,
     StageConfig,
     TinyBaseConfig,
     TinyR1ZeroConfig,
@@ -135,13 +134,9 @@ def _check_objective(config: RunConfig) -> None:
 
 def _check_examples(config: RunConfig, stage: ExamplesConfig) -> None:
     """Files are named, and the longest example fits the model and a micro-batch."""
-    if isinstance(stage, DpoStageConfig | RmHelpfulConfig) and not stage.pairs:
-        raise ConfigError("stage.pairs is not set: name a JSONL file, stage.pairs=FILE")
-    if isinstance(stage, RmSafetyConfig) and not stage.responses:
-        raise ConfigError("stage.responses is not set: name a JSONL file, stage.responses=FILE")
+    if not stage.examples:
+        raise ConfigError("stage.examples is not set: name a JSONL file, stage.examples=FILE")
     if isinstance(stage, DistillConfig):
-        if not stage.samples:
-            raise ConfigError("stage.samples is not set: name a JSONL file, stage.samples=FILE")
         if isinstance(config.algo, DistillLogitsConfig) and stage.teacher is None:
             raise ConfigError(
                 f"algo.name = {config.algo.name} needs a teacher: set stage.teacher=DIR, or "
@@ -261,9 +256,15 @@ def _check_monitor(config: RunConfig) -> None:
 
 
 def _check_servers(config: RunConfig) -> None:
-    """What SGLang would compute wrongly without a word, or is not asked for."""
-    model = config.model
+    """Who serves, what is asked of them, and what SGLang would compute wrongly without a word."""
+    model, cluster = config.model, config.cluster
+    rollout_nodes = cluster.rollout_nodes if isinstance(cluster, SlurmConfig) else 0
     if not isinstance(config.rollout, SglangConfig):
+        if rollout_nodes:
+            raise ConfigError(
+                f"cluster.rollout_nodes = {rollout_nodes}, and rollout.name = "
+                f"{config.rollout.name} has no servers. Set rollout=sglang, or leave it out"
+            )
         truncates = config.rollout.top_p < 1 or config.rollout.top_k > 0
         if getattr(config.algo, "keep_sampling_masks", False) and truncates:
             raise ConfigError(
@@ -272,6 +273,16 @@ def _check_servers(config: RunConfig) -> None:
                 "does not tell what it left to choose from. Set it to false, or top_p=1 and top_k=0"
             )
         return
+    if rollout_nodes and config.rollout.urls:
+        raise ConfigError(
+            f"cluster.rollout_nodes = {rollout_nodes} nodes start servers, and rollout.urls names "
+            "some that run already. Leave one of them out"
+        )
+    if rollout_nodes and config.rollout.weights_by is WeightsBy.shared_memory:
+        raise ConfigError(
+            f"rollout.weights_by = shared_memory with cluster.rollout_nodes = {rollout_nodes}: "
+            "servers on other nodes do not share the trainer's memory. Set weights_by=collective"
+        )
     corrects = isinstance(config.algo, AlgoConfig) and config.algo.rollout_correction_cap > 0
     if config.rollout.steps_ahead and not corrects:
         raise ConfigError(

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import torch.distributed as dist
 
+from megatron_r1.config.cluster import SlurmConfig
 from megatron_r1.config.rollout import SglangConfig, WeightsBy
 from megatron_r1.config.run import RunConfig
 from megatron_r1.data.tokenizer import Tokenizer
@@ -18,15 +19,15 @@ from megatron_r1.parallel.exchange import all_gather_objects, on_main_rank
 from megatron_r1.parallel.layout import Axis
 from megatron_r1.platform.host import Host
 from megatron_r1.platform.node_check import host_name
+from megatron_r1.rollout.remote_servers import RemoteServers
 from megatron_r1.rollout.servers import Servers
+from megatron_r1.rollout.serving_board import BOARD, ENGINE, ServingBoard
+from megatron_r1.telemetry.restarts import name_of_start
 from megatron_r1.weights.bucket_transport import BucketTransport
 from megatron_r1.weights.directory_transport import DirectoryTransport
 from megatron_r1.weights.transport import WeightTransport
 
 _LOCAL_HOSTS = {"127.0.0.1", "localhost", "::1"}
-
-ENGINE = "engine"
-"""Folder of the run directory: logs of the rollout servers, and the files they are started from."""
 
 
 def weight_transport(
@@ -71,20 +72,32 @@ def check_one_machine(hosts: Sequence[str], config: SglangConfig) -> None:
 
 
 @contextmanager
-def rollout_servers(config: RunConfig, host: Host) -> Iterator[Servers | None]:
+def rollout_servers(config: RunConfig, host: Host) -> Iterator[Servers | RemoteServers | None]:
     """Servers on the main rank, where the configuration wants any; they end with the block."""
     if not isinstance(config.rollout, SglangConfig):
         yield None
         return
-    opened: list[Servers] = []
+    opened: list[Servers | RemoteServers] = []
 
     def open_them() -> None:
+        engine_dir, cluster = config.run.dir / ENGINE, config.cluster
+        if isinstance(cluster, SlurmConfig) and cluster.rollout_nodes:
+            opened.append(
+                RemoteServers(
+                    ServingBoard(engine_dir / BOARD / name_of_start()),
+                    config.rollout,
+                    config.model,
+                    num_nodes=cluster.rollout_nodes,
+                    show_progress=config.telemetry.progress,
+                )
+            )
+            return
         opened.append(
             Servers(
                 config.rollout,
                 config.model,
                 dtype=config.precision.dtype.value,
-                log_dir=config.run.dir / ENGINE,
+                log_dir=engine_dir,
                 on_cuda=host.is_cuda,
                 show_progress=config.telemetry.progress,
             )

@@ -1,7 +1,7 @@
 """A batch through Megatron-Core's schedules: rows to micro-batches, forward, and backward if asked.
 
-What is made of a micro-batch's output is the caller's: `megatron_step.py` for language models,
-`value_step.py` for those with a scalar head.
+What is made of a micro-batch's output is the caller's: `output_losses.py` has losses,
+`forward_passes.py` numbers for every token.
 """
 
 from __future__ import annotations
@@ -80,7 +80,6 @@ def run_micro_batches(
 
 def forward_rows(
     policy: Policy,
-    chunks: Sequence[torch.nn.Module],
     batch: TrainBatch,
     per_token: Callable[[Tensor, MicroBatch, TokenStream], Tensor],
     *,
@@ -102,7 +101,13 @@ def forward_rows(
     bins = plan_micro_batches(policy, batch)
     with policy.inference():
         outputs = run_micro_batches(
-            policy, chunks, batch, bins, finish, forward_only=True, on_micro_batch=on_micro_batch
+            policy,
+            policy.chunks,
+            batch,
+            bins,
+            finish,
+            forward_only=True,
+            on_micro_batch=on_micro_batch,
         )
     by_row = [torch.zeros_like(row.tokens_L, dtype=torch.float32) for row in batch.rows]
     for rows, output in zip(bins, outputs, strict=policy.layout.is_last_stage):

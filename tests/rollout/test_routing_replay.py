@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from megatron_r1.config.algo import GrpoConfig
-from megatron_r1.config.optimizer import OptimizerConfig
-from megatron_r1.trainers.megatron_step import MegatronStep
+from megatron_r1.trainers.forward_passes import row_logprobs
 from megatron_r1.trainers.minibatches import train_rows
 from megatron_r1.types import Reward, RolloutGroup, ScoredGroup, TrainBatch
 from tests.rollout.served import needs_sglang, prompts, serve
@@ -47,11 +46,10 @@ def test_replayed_routing_brings_the_trainer_near_the_engine(served):
         )
         for draw, members in groups.items()
     ]
-    step = MegatronStep(served.policy, OptimizerConfig())
     gaps = {}
     for replay in (False, True):
         rows = train_rows(scored, GrpoConfig(replay_routing=replay))
-        own = step.logprobs(TrainBatch(tuple(rows)), temperature=TEMPERATURE)
+        own = row_logprobs(served.policy, TrainBatch(tuple(rows)), temperature=TEMPERATURE)
         pairs = zip(own, rows, strict=True)
         gap_K = torch.cat([(a - row.logprobs_rollout_L)[row.loss_mask_L] for a, row in pairs])
         gaps[replay] = gap_K.abs()
