@@ -26,9 +26,12 @@ from megatron_r1.config.model import (
 from megatron_r1.config.monitor import MonitorConfig
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.parallel import ParallelConfig
+from megatron_r1.config.pipeline import PipelineConfig
 from megatron_r1.config.precision import PrecisionConfig
+from megatron_r1.config.r1 import R1Stage2Config, R1Stage4Config
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.config.rollout import RolloutConfig, SglangConfig, WeightsBy
+from megatron_r1.config.sft import CollectingConfig
 from megatron_r1.config.stage import (
     DistillConfig,
     DpoStageConfig,
@@ -91,10 +94,14 @@ class RunConfig:
         Raises:
             ConfigError: with the settings' paths, their values and a way out.
         """
+        if isinstance(self.stage, PipelineConfig):
+            return  # every step is checked by itself
         self.validate_layout(world_size)
         _check_objective(self)
         if isinstance(self.stage, ExamplesConfig):
             _check_examples(self, self.stage)
+            if isinstance(self.stage, CollectingConfig):
+                _check_collecting(self, self.stage)
             return
         _check_lengths(self)
         _check_stage(self)
@@ -114,6 +121,8 @@ class RunConfig:
 
 _OBJECTIVES: dict[type[StageConfig], tuple[type[ObjectiveConfig], ...]] = {
     R1ZeroConfig: (AlgoConfig,),
+    R1Stage2Config: (AlgoConfig,),
+    R1Stage4Config: (AlgoConfig,),
     TinyR1ZeroConfig: (AlgoConfig,),
     DpoStageConfig: (DpoConfig,),
     DistillConfig: (DistillSamplesConfig, DistillLogitsConfig),
@@ -134,7 +143,7 @@ def _check_objective(config: RunConfig) -> None:
 
 def _check_examples(config: RunConfig, stage: ExamplesConfig) -> None:
     """Files are named, and the longest example fits the model and a micro-batch."""
-    if not stage.examples:
+    if not stage.examples and not isinstance(stage, CollectingConfig):
         raise ConfigError("stage.examples is not set: name a JSONL file, stage.examples=FILE")
     if isinstance(stage, DistillConfig):
         if isinstance(config.algo, DistillLogitsConfig) and stage.teacher is None:
@@ -160,6 +169,16 @@ def _check_examples(config: RunConfig, stage: ExamplesConfig) -> None:
             f"{pair}stage.max_tokens = {pair}{stage.max_tokens} exceeds "
             f"parallel.max_tokens_per_microbatch = {capacity}. Raise that or lower the other"
         )
+
+
+def _check_collecting(config: RunConfig, stage: CollectingConfig) -> None:
+    """A stage that samples has a model for it, and what that writes can be learned from."""
+    if not stage.collect.source:
+        raise ConfigError(
+            "stage.collect.source is not set: name the model that samples, "
+            "stage.collect.source=DIR, a run, a checkpoint or a Hugging Face model"
+        )
+    _check_lengths(config)
 
 
 def _check_lengths(config: RunConfig) -> None:
@@ -197,7 +216,9 @@ def _check_stage(config: RunConfig) -> None:
                 "the other"
             )
     if isinstance(stage, TinyBaseConfig | TinyR1ZeroConfig):
-        if config.data.source is not PromptSourceKind.reasoning_gym:
+        base = stage.base if isinstance(stage, TinyR1ZeroConfig) else stage
+        reads_file = base.documents is not None
+        if config.data.source is not PromptSourceKind.reasoning_gym and not reads_file:
             raise ConfigError(
                 f"stage.name = {stage.name} trains its base on a synthetic corpus, which is "
                 "written for data=chain_sum. For other data use stage=r1_zero model.init_from=DIR"

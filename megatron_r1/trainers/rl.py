@@ -137,7 +137,7 @@ def deal(
     policy = parts.megatron_step.policy
     return split_phase(
         train_rows(kept, config.algo),
-        num_minibatches=config.stage.steps_per_phase,
+        num_minibatches=config.stage.steps_in_phase(phase_start),
         seed=(config.seed, phase_start),
         config=config.algo,
         max_response_tokens=config.rollout.max_response_tokens,

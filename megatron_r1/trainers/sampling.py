@@ -40,7 +40,7 @@ def sample_phase(parts: RlParts, config: RlConfig, state: LoopState) -> Phase:
     phase are left out, the last drawn first.
     """
     algo, samplers = config.algo, parts.megatron_step.policy.layout.dp_cp
-    wanted = config.stage.prompts_per_step * config.stage.steps_per_phase
+    wanted = config.stage.prompts_per_step * config.stage.steps_in_phase(state.step)
     sampled: list[ScoredGroup] = []
     kept: list[ScoredGroup] = []
     kept_draws: list[int] = []  # of all replicas
@@ -50,7 +50,7 @@ def sample_phase(parts: RlParts, config: RlConfig, state: LoopState) -> Phase:
         num_prompts = num_prompts_to_draw(
             wanted, drawn=num_drawn, kept=len(kept_draws), multiple=samplers.size
         )
-        prompts = parts.prompts.take(num_prompts)
+        prompts = parts.prompts.take(num_prompts, step=state.step)
         with parts.recorder.timed("time/own_rollout_s"):  # without waiting for other replicas
             scored = sample_and_score(parts, config, prompts, state)
         metrics = add_pairs(metrics, phase_metrics(parts, scored))

@@ -154,11 +154,6 @@ def test_degrees_that_do_not_divide_the_world():
         (["parallel.tensor=2", "parallel.sequence=false"], 2, ["parallel.sequence=false"]),
         (["model=tiny_dense", "parallel.tensor=4"], 4, ["model.num_kv_heads = 2"]),
         (["rollout.max_response_tokens=512"], 1, ["model.max_positions = 512"]),
-        (
-            ["stage.num_steps=10"],
-            1,
-            ["stage.num_steps = 10", "multiple of steps_per_phase = 16"],
-        ),
         (["experiment=quickstart", "parallel.max_tokens_per_microbatch=100"], 1, ["64 + 64"]),
         (["experiment=quickstart", "data.heldout_problems=9"], 1, ["num_problems = 256", "= 9"]),
         (["experiment=quickstart", "model.init_from=runs/x"], 1, ["model.init_from = runs/x"]),
