@@ -59,8 +59,9 @@ def quantize(weight_RC: Tensor, kept_rc: Tensor | None = None) -> tuple[Tensor, 
     """Codes [R, C] and float32 scales [r, c] of a matrix.
 
     Args:
-        kept_rc: scales that the matrix may have come from; one is taken where codes times it give
-            the block's weights back bit for bit. Elsewhere, and for None, scale = largest / 448.
+        kept_rc: scales that the matrix may have come from; one is taken where codes times it, in
+            bfloat16, are the block's weights bit for bit. Elsewhere, and for None,
+            scale = largest / 448.
     """
     codes_RC = torch.empty(weight_RC.shape, dtype=torch.float8_e4m3fn)
     scales_rc = torch.empty(num_blocks(tuple(weight_RC.shape)))
@@ -79,7 +80,8 @@ def _kept_where_exact(weight: Tensor, kept_c: Tensor, scales_c: Tensor) -> Tenso
     """The kept scale of each block that it reproduces, of one row of blocks."""
     usable_c = (kept_c > 0) & kept_c.isfinite()
     tried_c = torch.where(usable_c, kept_c, 1.0)
-    again = dequantize(_codes(weight, tried_c), tried_c[None], weight.dtype)
+    # As a file is read: rounded to bfloat16, whatever the weights are trained in.
+    again = dequantize(_codes(weight, tried_c), tried_c[None], torch.bfloat16).to(weight.dtype)
     differs_c = _per_block((again != weight).any(dim=0)).any(dim=1)
     return torch.where(usable_c & ~differs_c, kept_c, scales_c)
 
