@@ -44,16 +44,21 @@ def prepare() -> Host:
     return Host(device=torch.device("cpu"), backend="gloo")
 
 
-def start_process_group(host: Host, *, timeout_minutes: float) -> None:
-    """Join the job that torchrun's variables describe; alone, be a job of one rank."""
+def start_process_group(host: Host, *, timeout_minutes: float) -> bool:
+    """Join the job that torchrun's variables describe; alone, be a job of one rank.
+
+    A process joins once: the job's store has the addresses of the first time, and ranks that came
+    back would look for each other there. Returns False where it has joined before.
+    """
     if dist.is_initialized():
-        return
+        return False
     timeout = timedelta(minutes=timeout_minutes)
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group(host.backend, timeout=timeout)
     else:
         store = dist.HashStore()
         dist.init_process_group(host.backend, store=store, rank=0, world_size=1, timeout=timeout)
+    return True
 
 
 def stop_process_group() -> None:

@@ -74,9 +74,8 @@ def run_pipeline(config: RunConfig) -> None:
         for step in steps:
             if stage.only and step.name not in stage.only:
                 continue
-            run_step(asking(step, url), record, config)
-        with _meeting(config):
-            on_main_rank(lambda: report(steps, record, config))
+            run_step(asking(step, url), record)
+        on_main_rank(lambda: report(steps, record, config))
 
 
 def asking(step: Step, url: str | None) -> Step:
@@ -94,11 +93,10 @@ def asking(step: Step, url: str | None) -> Step:
     return dataclasses.replace(step, config=config)
 
 
-def run_step(step: Step, record: Record, pipeline: RunConfig) -> None:
+def run_step(step: Step, record: Record | None) -> None:
     """Run one step if it has to be, under its fingerprint."""
-    with _meeting(pipeline):
-        decision = on_main_rank(lambda: record.decide(step))
-        print_once(f"step {step.name}: {decision.what}")
+    decision = on_main_rank(lambda: record.decide(step))
+    on_main_rank(lambda: print(f"step {step.name}: {decision.what}", flush=True))
     if decision.is_done:
         return
     started_s = time.monotonic()
@@ -109,8 +107,7 @@ def run_step(step: Step, record: Record, pipeline: RunConfig) -> None:
         named = type(error)(f"step {step.name}: {error}")
         named.one_rank = error.one_rank
         raise named from error
-    with _meeting(pipeline):
-        on_main_rank(lambda: record.done(step, decision, time.monotonic() - started_s))
+    on_main_rank(lambda: record.done(step, time.monotonic() - started_s))
 
 
 @dataclass(frozen=True)
@@ -119,8 +116,6 @@ class Decision:
 
     is_done: bool
     what: str
-    fingerprint: str
-    inputs: dict[str, dict[str, str]]
 
 
 class Record:
@@ -152,10 +147,10 @@ class Record:
         if same and known["status"] == "done":
             found = self._outputs(step)
             if all(known["outputs"].get(name) == value for name, value in found.items()):
-                return Decision(True, "done before", fingerprint, inputs)
+                return Decision(True, "done before")
             changed = "what it made is not what it was"
         elif same:
-            return Decision(False, "goes on", fingerprint, inputs)
+            return Decision(False, "goes on")
         else:
             changed = self._what_changed(known, step, inputs)
         self._start_over(step)
@@ -168,9 +163,9 @@ class Record:
             "inputs": inputs,
         }
         self._write()
-        return Decision(False, changed, fingerprint, inputs)
+        return Decision(False, changed)
 
-    def done(self, step: Step, decision: Decision, seconds: float) -> None:
+    def done(self, step: Step, seconds: float) -> None:
         row = self.steps[step.name]
         row |= {"status": "done", "outputs": self._outputs(step)}
         row["seconds"] = round(row.get("seconds", 0.0) + seconds, 1)
@@ -272,7 +267,8 @@ def report(steps: Sequence[Step], record: Record, config: RunConfig) -> None:
 
 @contextmanager
 def _one_job(config: RunConfig) -> Iterator[Record | None]:
-    """The pipeline's run directory for this job alone, and its record, on the main rank."""
+    """All ranks in one job for all steps; on the main rank the pipeline's run directory, for this
+    job alone, and its record."""
     opened: list[RunDir] = []
     records: list[Record] = []
 
@@ -280,13 +276,14 @@ def _one_job(config: RunConfig) -> Iterator[Record | None]:
         opened.append(RunDir(config))
         records.append(Record(config))
 
-    with _meeting(config):
-        on_main_rank(open_them)
+    start_process_group(prepare(), timeout_minutes=config.cluster.timeout_minutes)
     try:
+        on_main_rank(open_them)
         yield records[0] if records else None
     finally:
         for run_dir in opened:
             run_dir.close()
+        stop_process_group()
 
 
 @contextmanager
@@ -299,21 +296,6 @@ def _endpoint(endpoint: Endpoint) -> Iterator[str | None]:
 
     with serving_teacher() as url:
         yield url
-
-
-@contextmanager
-def _meeting(config: RunConfig) -> Iterator[None]:
-    """The ranks of the job between two steps, each of which has process groups of its own."""
-    start_process_group(prepare(), timeout_minutes=config.cluster.timeout_minutes)
-    try:
-        yield
-    finally:
-        stop_process_group()
-
-
-def print_once(message: str) -> None:
-    """On the main rank."""
-    on_main_rank(lambda: print(message, flush=True))
 
 
 def _names_a_path(value: Any) -> bool:

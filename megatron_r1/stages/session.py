@@ -235,7 +235,7 @@ def open_reader(config: RunConfig) -> Iterator[Session]:
     rank = int(os.environ.get("RANK", "0"))
     watchdog = Watchdog(cluster.watchdog, rank=rank, host=host_name())
     watchdog.start()
-    start_process_group(host, timeout_minutes=cluster.timeout_minutes)
+    has_joined = start_process_group(host, timeout_minutes=cluster.timeout_minutes)
     try:
         hosts = check_nodes(host, config.run.dir, min_free_disk_gib=cluster.min_free_disk_gib)
         watchdog.know(hosts, config.run.dir / "stalls" / on_main_rank(name_of_start))
@@ -264,7 +264,8 @@ def open_reader(config: RunConfig) -> Iterator[Session]:
         finally:
             leave_layout()
     finally:
-        stop_process_group()
+        if has_joined:  # not a pipeline, whose steps follow one another in one job
+            stop_process_group()
         watchdog.stop()
 
 
