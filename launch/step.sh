@@ -8,7 +8,7 @@ trap '' USR1 # Slurm's warning: until the program watches for it, it must not en
 
 root=$(cd -P "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "${SLURM_SUBMIT_DIR:-$root}" # runs/ and relative paths are where the job was submitted
-export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=$root:$root/kernels${PYTHONPATH:+:$PYTHONPATH}
 
 # Inside a container there may be no scontrol; the node that runs the batch script is the first one.
 first_node_address() {
