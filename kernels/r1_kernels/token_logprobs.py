@@ -39,7 +39,7 @@ def token_logprobs(
     vocab_size: int | None = None,
     group: dist.ProcessGroup | None = None,
     float32_logits: bool = False,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     backend: Backend = Backend.auto,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target, and entropy, under the logits hidden_TD @ weight_vD.T.
@@ -58,7 +58,7 @@ def token_logprobs(
             part of it, to be summed over the group.
         float32_logits: products with the head are kept in float32, whatever the inputs' dtype.
             Gradients of logits are rounded to the inputs' dtype before they are multiplied.
-        chunk_bytes: logits held at once.
+        chunk_bytes: logits held at once; None: CHUNK_BYTES.
     Returns:
         logprobs_T, with gradient, and entropy_T, without; nats, float32 (float64 for float64).
     Raises:
@@ -73,7 +73,7 @@ def token_logprobs(
             scale=1.0 / temperature,
             num_valid=None if vocab_size is None else max(vocab_size - vocab_start, 0),
             float32=float32_logits,
-            chunk_bytes=chunk_bytes,
+            chunk_bytes=CHUNK_BYTES if chunk_bytes is None else chunk_bytes,
             backend=backend,
         ),
         group,

@@ -34,6 +34,8 @@ class DistillStep(MegatronStep):
     """A student whose losses are functions of divergence_T, its distance from the teacher's
     distribution that each token was predicted by, and the micro-batch."""
 
+    _reads_logits = True
+
     def __init__(
         self, policy: Policy, optimizer: OptimizerConfig, config: DistillLogitsConfig
     ) -> None:

@@ -29,6 +29,7 @@ from megatron_r1.algos.logprobs import align_to_tokens, next_tokens, target_logp
 from megatron_r1.algos.mtp import mtp_loss
 from megatron_r1.algos.reduce import mean_parts
 from megatron_r1.config.optimizer import OptimizerConfig
+from megatron_r1.config.precision import Logprobs
 from megatron_r1.models.policy import Policy
 from megatron_r1.models.stream import TokenStream
 from megatron_r1.trainers.micro_batches import (
@@ -38,6 +39,7 @@ from megatron_r1.trainers.micro_batches import (
     run_micro_batches,
 )
 from megatron_r1.types import LossOutput, MicroBatch, StepResult, TrainBatch
+from r1_kernels.token_logprobs import token_logprobs
 
 TokenLoss = Callable[[Tensor, MicroBatch], LossOutput]
 """(logprobs_T, micro-batch) -> this micro-batch's share of the step's loss."""
@@ -46,6 +48,9 @@ TokenLoss = Callable[[Tensor, MicroBatch], LossOutput]
 class MegatronStep:
     """A policy with gradients and an optimizer."""
 
+    _reads_logits = False
+    """Whether the loss is one of logits, so that they have to be there."""
+
     def __init__(
         self, policy: Policy, optimizer: OptimizerConfig, *, mtp_loss: float = 0.0
     ) -> None:
@@ -53,6 +58,7 @@ class MegatronStep:
         are; so does a policy without any, at any weight."""
         self.policy = policy
         self._mtp_loss = mtp_loss if policy.config.num_mtp_layers else 0.0
+        self._fused = policy.precision.logprobs is Logprobs.fused
         for name, parameter in policy.named_parameters():
             parameter.requires_grad_(self._mtp_loss > 0 or not name.startswith("mtp."))
         config = policy.megatron_config
@@ -134,6 +140,7 @@ class MegatronStep:
             finish,
             num_sequences=num_sequences,
             with_mtp=self._mtp_loss > 0,
+            wants_hidden=self._fused and not self._reads_logits,
             on_micro_batch=on_micro_batch,
         )
 
@@ -154,9 +161,8 @@ class MegatronStep:
             self.policy,
             self.chunks,
             batch,
-            lambda logits_tv, micro, stream: self._logprobs(logits_tv, micro, stream, temperature)[
-                0
-            ],
+            lambda output, micro, stream: self._logprobs(output, micro, stream, temperature)[0],
+            wants_hidden=self._fused,
             on_micro_batch=on_micro_batch,
         )
 
@@ -191,7 +197,7 @@ class MegatronStep:
 
     def _logprobs(
         self,
-        logits_tv: Tensor,
+        output: Tensor,
         micro: MicroBatch,
         stream: TokenStream,
         temperature: float,
@@ -199,16 +205,23 @@ class MegatronStep:
         steps: int = 1,
     ) -> tuple[Tensor, Tensor]:
         """logprobs_T and entropy_T of all tokens of the micro-batch, on every context rank; from
-        the logits of the tokens that this one holds, each of which predicts `steps` ahead."""
+        the logits, or hidden states, of the tokens that this one holds, each of which predicts
+        `steps` ahead."""
         tp = self.policy.layout.tp
-        logprobs_t, entropy_t = target_logprobs(
-            logits_tv,
-            stream.take(next_tokens(micro.tokens_T, steps=steps), fill=0),
+        targets_t = stream.take(next_tokens(micro.tokens_T, steps=steps), fill=0)
+        head_vD = stream.head_weight_vD
+        vocab: dict[str, Any] = dict(
             temperature=temperature,
-            vocab_start=tp.rank * logits_tv.shape[-1],
+            vocab_start=tp.rank * (output if head_vD is None else head_vD.T).shape[-1],
             vocab_size=self.policy.config.vocab_size,
             group=tp.group if tp.size > 1 else None,
         )
+        if head_vD is None:
+            logprobs_t, entropy_t = target_logprobs(output, targets_t, **vocab)
+        else:
+            logprobs_t, entropy_t = token_logprobs(
+                output, head_vD, targets_t, float32_logits=stream.float32_head, **vocab
+            )
         logprobs_T, entropy_T = (
             align_to_tokens(stream.join(values_t), micro.positions_T, steps=steps)
             for values_t in (logprobs_t, entropy_t)
