@@ -130,7 +130,7 @@ class ScoredGroup:
 class TrainRow:
     """One sequence to learn from: prompt and response, token-aligned.
 
-    RL fills everything; supervised training needs `tokens_L` and `loss_mask_L` alone.
+    Supervised training needs `tokens_L` and `loss_mask_L` alone; who fills the rest says so.
     """
 
     tokens_L: Tensor
@@ -154,7 +154,7 @@ class TrainRow:
     update lies between the two, and the value is `logprobs` without its gradient."""
     logprobs_ref_L: Tensor | None = None
     """The reference policy's; float32."""
-    values_L: Tensor | None = None
+    values_old_L: Tensor | None = None
     """The critic's, of the state in which each token was chosen, before its first update on this
     phase; float32."""
     returns_L: Tensor | None = None
@@ -202,7 +202,7 @@ class MicroBatch:
     logprobs_old_T: Tensor | None
     """None until the forward pass of the update has given them; see `TrainRow`."""
     logprobs_ref_T: Tensor
-    values_T: Tensor
+    values_old_T: Tensor
     returns_T: Tensor
     teacher_logits_Tv: Tensor | None = None
     """None where no row has any."""
@@ -227,4 +227,5 @@ class StepResult:
     metrics: Mapping[str, float]
     """``train/loss``, ``train/grad_norm``, ``train/lr``, ``train/tokens`` and the loss's own."""
     skipped: bool
-    """True when nothing was changed: the gradient was not finite, or no rollout could teach."""
+    """True when the policy was not changed: the gradient was not finite, no rollout could teach, or
+    its critic alone learned."""

@@ -13,7 +13,7 @@ from megatron_r1.config.algo import (
     KlPenaltyConfig,
     ObjectiveConfig,
 )
-from megatron_r1.config.cluster import ClusterConfig
+from megatron_r1.config.cluster import ClusterConfig, SlurmConfig
 from megatron_r1.config.data import DataConfig, PromptSourceKind
 from megatron_r1.config.evaluation import EvaluationConfig
 from megatron_r1.config.judge import JudgeConfig
@@ -35,7 +35,6 @@ from megatron_r1.config.stage import (
     ExamplesConfig,
     R1ZeroConfig,
     RmHelpfulConfig,
-    RmSafetyConfig,
     StageConfig,
     TinyBaseConfig,
     TinyR1ZeroConfig,
@@ -135,13 +134,9 @@ def _check_objective(config: RunConfig) -> None:
 
 def _check_examples(config: RunConfig, stage: ExamplesConfig) -> None:
     """Files are named, and the longest example fits the model and a micro-batch."""
-    if isinstance(stage, DpoStageConfig | RmHelpfulConfig) and not stage.pairs:
-        raise ConfigError("stage.pairs is not set: name a JSONL file, stage.pairs=FILE")
-    if isinstance(stage, RmSafetyConfig) and not stage.responses:
-        raise ConfigError("stage.responses is not set: name a JSONL file, stage.responses=FILE")
+    if not stage.examples:
+        raise ConfigError("stage.examples is not set: name a JSONL file, stage.examples=FILE")
     if isinstance(stage, DistillConfig):
-        if not stage.samples:
-            raise ConfigError("stage.samples is not set: name a JSONL file, stage.samples=FILE")
         if isinstance(config.algo, DistillLogitsConfig) and stage.teacher is None:
             raise ConfigError(
                 f"algo.name = {config.algo.name} needs a teacher: set stage.teacher=DIR, or "
@@ -261,10 +256,21 @@ def _check_monitor(config: RunConfig) -> None:
 
 
 def _check_servers(config: RunConfig) -> None:
-    """What SGLang would compute wrongly without a word."""
-    model = config.model
+    """Who serves, and what SGLang would compute wrongly without a word."""
+    model, cluster = config.model, config.cluster
+    rollout_nodes = cluster.rollout_nodes if isinstance(cluster, SlurmConfig) else 0
     if not isinstance(config.rollout, SglangConfig):
+        if rollout_nodes:
+            raise ConfigError(
+                f"cluster.rollout_nodes = {rollout_nodes}, and rollout.name = "
+                f"{config.rollout.name} has no servers. Set rollout=sglang, or leave it out"
+            )
         return
+    if rollout_nodes and config.rollout.urls:
+        raise ConfigError(
+            f"cluster.rollout_nodes = {rollout_nodes} nodes start servers, and rollout.urls names "
+            "some that run already. Leave one of them out"
+        )
     if isinstance(model, Qwen3MoeConfig) and model.num_dense_layers:
         raise ConfigError(
             f"model.num_dense_layers = {model.num_dense_layers} with rollout.name = sglang: SGLang "

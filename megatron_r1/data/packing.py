@@ -134,7 +134,7 @@ def build_micro_batch(
             else None
         ),
         logprobs_ref_T=torch.cat([values(row.logprobs_ref_L, row) for row in sequences]),
-        values_T=torch.cat([values(row.values_L, row) for row in sequences]),
+        values_old_T=torch.cat([values(row.values_old_L, row) for row in sequences]),
         returns_T=torch.cat([values(row.returns_L, row) for row in sequences]),
         teacher_logits_Tv=_teacher_logits(sequences),
     )

@@ -133,16 +133,11 @@ class Servers:
     def pause(self, urls: Iterable[str]) -> None:
         """Interrupt what is being sampled; it goes on after `resume`, from where it was."""
         self._are_paused = True
-        for url in urls:
-            call(url, "/pause_generation", {"mode": "retract"}, timeout_s=_ANSWER_S)
+        pause_servers(urls)
 
     def resume(self, urls: Iterable[str]) -> None:
         """Go on sampling. A server that is lost has nothing to go on with."""
-        for url in urls:
-            try:
-                call(url, "/continue_generation", {}, timeout_s=_ANSWER_S)
-            except (NoAnswerError, RefusedError):
-                pass
+        resume_servers(urls)
         self._are_paused = False
 
     def close(self) -> None:
@@ -268,6 +263,19 @@ class Servers:
 
     def _log(self, server: _Local) -> Path:
         return self._log_dir / f"server_{server.index}.log"
+
+
+def pause_servers(urls: Iterable[str]) -> None:
+    for url in urls:
+        call(url, "/pause_generation", {"mode": "retract"}, timeout_s=_ANSWER_S)
+
+
+def resume_servers(urls: Iterable[str]) -> None:
+    for url in urls:
+        try:
+            call(url, "/continue_generation", {}, timeout_s=_ANSWER_S)
+        except (NoAnswerError, RefusedError):
+            pass
 
 
 def _port_was_lost(output: str) -> bool:

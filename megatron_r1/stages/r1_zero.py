@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_r1.config.algo import PpoConfig
 from megatron_r1.config.stage import R1ZeroConfig
 from megatron_r1.data.prompts import open_prompts
 from megatron_r1.errors import ConfigError
 from megatron_r1.models.weight_bank import WeightBank
+from megatron_r1.stages.rl_models import open_critic, open_reward_models
 from megatron_r1.stages.session import Session, check_not_past
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.rl import train_rl
@@ -38,7 +38,7 @@ def run_r1_zero(
     policy = megatron_step.policy
     bank = WeightBank(policy)
     store = session.store(run_dir, stage, tokenizer)
-    critic = session.critic(config.algo) if isinstance(config.algo, PpoConfig) else None
+    critic = open_critic(session, tokenizer)
     state = session.begin(store, megatron_step, init_from, bank, critic)
     check_not_past(state.step, stage.num_steps, run_dir)
     if state.step >= stage.num_steps:
@@ -55,7 +55,7 @@ def run_r1_zero(
             engine=session.engine(policy, tokenizer),
             prompts=prompts,
             scorer=scorer,
-            reward_models=session.reward_models(tokenizer),
+            reward_models=open_reward_models(session, tokenizer),
             store=store,
             recorder=recorder,
             job=session.job,

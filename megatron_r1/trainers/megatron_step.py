@@ -8,9 +8,7 @@ end, which is left out here.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,31 +23,16 @@ from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from torch import Tensor
 
-from megatron_r1.algos.logprobs import align_to_tokens, next_tokens, target_logprobs
-from megatron_r1.algos.mtp import mtp_loss
-from megatron_r1.algos.reduce import mean_parts
 from megatron_r1.config.optimizer import OptimizerConfig
-from megatron_r1.config.precision import Logprobs
 from megatron_r1.models.policy import Policy
 from megatron_r1.models.stream import TokenStream
-from megatron_r1.trainers.micro_batches import (
-    OnMicroBatch,
-    forward_rows,
-    plan_micro_batches,
-    run_micro_batches,
-)
-from megatron_r1.types import LossOutput, MicroBatch, StepResult, TrainBatch
-from r1_kernels.token_logprobs import token_logprobs
-
-TokenLoss = Callable[[Tensor, MicroBatch], LossOutput]
-"""(logprobs_T, micro-batch) -> this micro-batch's share of the step's loss."""
+from megatron_r1.trainers.micro_batches import OnMicroBatch, plan_micro_batches, run_micro_batches
+from megatron_r1.trainers.output_losses import OutputLoss, TokenLoss, on_logprobs
+from megatron_r1.types import MicroBatch, StepResult, TrainBatch
 
 
 class MegatronStep:
-    """A policy with gradients and an optimizer."""
-
-    _reads_logits = False
-    """Whether the loss is one of logits, so that they have to be there."""
+    """A model with gradients and an optimizer."""
 
     def __init__(
         self, policy: Policy, optimizer: OptimizerConfig, *, mtp_loss: float = 0.0
@@ -58,7 +41,6 @@ class MegatronStep:
         are; so does a policy without any, at any weight."""
         self.policy = policy
         self._mtp_loss = mtp_loss if policy.config.num_mtp_layers else 0.0
-        self._fused = policy.precision.logprobs is Logprobs.fused
         for name, parameter in policy.named_parameters():
             parameter.requires_grad_(self._mtp_loss > 0 or not name.startswith("mtp."))
         config = policy.megatron_config
@@ -72,14 +54,21 @@ class MegatronStep:
         self._clip_grad = optimizer.clip_grad
         config.finalize_model_grads_func = _sum_gradients
 
+    def on_logprobs(self, loss: TokenLoss, *, temperature: float = 1.0) -> OutputLoss:
+        """A loss of this policy's log-probabilities, and of its prediction layers where they run.
+
+        Args:
+            temperature: what the rows were sampled with.
+        """
+        return on_logprobs(loss, self.policy, temperature=temperature, mtp_weight=self._mtp_loss)
+
     def train_step(
         self,
         batch: TrainBatch,
-        loss: TokenLoss,
+        loss: OutputLoss,
         *,
         lr: float,
         num_sequences: int,
-        temperature: float = 1.0,
         on_micro_batch: OnMicroBatch | None = None,
     ) -> StepResult:
         """One update from this replica's rows; every rank of the job calls it.
@@ -87,10 +76,9 @@ class MegatronStep:
         Args:
             lr: learning rate of this update.
             num_sequences: rows of the whole step, over all replicas.
-            temperature: what the rows were sampled with.
         """
         expert_biases = [(bias, bias.clone()) for bias in self._expert_biases()]
-        outputs = self.accumulate_gradients(batch, loss, num_sequences, temperature, on_micro_batch)
+        outputs = self.accumulate_gradients(batch, loss, num_sequences, on_micro_batch)
         grad_norm, skipped = self._update(lr)
         if skipped:  # Megatron has moved them with the token counts of this step
             for bias, before in expert_biases:
@@ -106,9 +94,8 @@ class MegatronStep:
     def accumulate_gradients(
         self,
         batch: TrainBatch,
-        loss: TokenLoss,
+        loss: OutputLoss,
         num_sequences: int,
-        temperature: float = 1.0,
         on_micro_batch: OnMicroBatch | None = None,
     ) -> list[dict[str, Any]]:
         """Leave the gradient of the whole step in Megatron's buffers, each rank its shard.
@@ -123,7 +110,7 @@ class MegatronStep:
         def finish(
             output: Tensor, micro: MicroBatch, stream: TokenStream
         ) -> tuple[Tensor, dict[str, Any]]:
-            result = self._loss(output, micro, stream, loss, temperature)
+            result = loss(output, micro, stream)
             # A denominator of 0 marks a sum.
             none = torch.zeros_like(result.loss)
             num_tokens = micro.tokens_T.numel() - micro.num_padding
@@ -140,93 +127,9 @@ class MegatronStep:
             finish,
             num_sequences=num_sequences,
             with_mtp=self._mtp_loss > 0,
-            wants_hidden=self._fused and not self._reads_logits,
+            wants_hidden=loss.reads_hidden,
             on_micro_batch=on_micro_batch,
         )
-
-    def logprobs(
-        self,
-        batch: TrainBatch,
-        *,
-        temperature: float = 1.0,
-        on_micro_batch: OnMicroBatch | None = None,
-    ) -> list[Tensor]:
-        """Log-probability of every token of every row, without gradients.
-
-        Returns: for each row logprobs_L, nats, float32; zeros on stages before the last, where
-            nobody reads them.
-        """
-
-        return forward_rows(
-            self.policy,
-            self.chunks,
-            batch,
-            lambda output, micro, stream: self._logprobs(output, micro, stream, temperature)[0],
-            wants_hidden=self._fused,
-            on_micro_batch=on_micro_batch,
-        )
-
-    def _loss(
-        self,
-        logits_tv: Tensor,
-        micro: MicroBatch,
-        stream: TokenStream,
-        loss: TokenLoss,
-        temperature: float,
-    ) -> LossOutput:
-        """The loss of a micro-batch, from the logits of the tokens that this rank holds."""
-        logprobs_T, entropy_T = self._logprobs(logits_tv, micro, stream, temperature)
-        if micro.logprobs_old_T is None:
-            micro = dataclasses.replace(micro, logprobs_old_T=logprobs_T.detach())
-        output = loss(logprobs_T, micro)
-        metrics = dict(output.metrics)
-        total = output.loss
-        if stream.logits_ahead:
-            ahead = self._mtp_output(micro, stream, temperature)
-            total = total + ahead.loss
-            metrics |= ahead.metrics
-        metrics["algo/entropy"] = mean_parts(entropy_T[micro.loss_mask_T])
-        return LossOutput(loss=total, metrics=metrics)
-
-    def _mtp_output(self, micro: MicroBatch, stream: TokenStream, temperature: float) -> LossOutput:
-        logprobs_KT = [
-            self._logprobs(logits_tv, micro, stream, temperature, steps=depth + 1)[0]
-            for depth, logits_tv in enumerate(stream.logits_ahead, start=1)
-        ]
-        return mtp_loss(logprobs_KT, micro, weight=self._mtp_loss)
-
-    def _logprobs(
-        self,
-        output: Tensor,
-        micro: MicroBatch,
-        stream: TokenStream,
-        temperature: float,
-        *,
-        steps: int = 1,
-    ) -> tuple[Tensor, Tensor]:
-        """logprobs_T and entropy_T of all tokens of the micro-batch, on every context rank; from
-        the logits, or hidden states, of the tokens that this one holds, each of which predicts
-        `steps` ahead."""
-        tp = self.policy.layout.tp
-        targets_t = stream.take(next_tokens(micro.tokens_T, steps=steps), fill=0)
-        head_vD = stream.head_weight_vD
-        vocab: dict[str, Any] = dict(
-            temperature=temperature,
-            vocab_start=tp.rank * (output if head_vD is None else head_vD.T).shape[-1],
-            vocab_size=self.policy.config.vocab_size,
-            group=tp.group if tp.size > 1 else None,
-        )
-        if head_vD is None:
-            logprobs_t, entropy_t = target_logprobs(output, targets_t, **vocab)
-        else:
-            logprobs_t, entropy_t = token_logprobs(
-                output, head_vD, targets_t, float32_logits=stream.float32_head, **vocab
-            )
-        logprobs_T, entropy_T = (
-            align_to_tokens(stream.join(values_t), micro.positions_T, steps=steps)
-            for values_t in (logprobs_t, entropy_t)
-        )
-        return logprobs_T, entropy_T
 
     @torch.no_grad()
     def _update(self, lr: float) -> tuple[float, bool]:

@@ -1,7 +1,7 @@
 """A batch through Megatron-Core's schedules: rows to micro-batches, forward, and backward if asked.
 
-What is made of a micro-batch's output is the caller's: `megatron_step.py` for language models,
-`value_step.py` for those with a scalar head.
+What is made of a micro-batch's output is the caller's: `output_losses.py` has losses,
+`forward_passes.py` numbers for every token.
 """
 
 from __future__ import annotations
@@ -84,7 +84,6 @@ def run_micro_batches(
 
 def forward_rows(
     policy: Policy,
-    chunks: Sequence[torch.nn.Module],
     batch: TrainBatch,
     per_token: Callable[[Tensor, MicroBatch, TokenStream], Tensor],
     *,
@@ -108,7 +107,7 @@ def forward_rows(
     with policy.inference():
         outputs = run_micro_batches(
             policy,
-            chunks,
+            policy.chunks,
             batch,
             bins,
             finish,

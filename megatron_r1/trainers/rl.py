@@ -19,6 +19,7 @@ from megatron_r1.config.algo import AlgoConfig, KlPenaltyConfig, KlPlace
 from megatron_r1.config.stage import R1ZeroConfig
 from megatron_r1.monitor.rules import Finding
 from megatron_r1.parallel.exchange import sum_pairs
+from megatron_r1.trainers.forward_passes import row_logprobs
 from megatron_r1.trainers.job import stop_if_asked
 from megatron_r1.trainers.minibatches import Minibatch, split_phase, train_rows
 from megatron_r1.trainers.phase_advantages import complete_advantages
@@ -149,7 +150,8 @@ def add_logprobs(
     """
     rows = minibatch.batch.rows
     compute = partial(
-        parts.megatron_step.logprobs,
+        row_logprobs,
+        parts.megatron_step.policy,
         minibatch.batch,
         temperature=config.rollout.temperature,
         on_micro_batch=parts.recorder.on_micro_batch("log-probabilities"),
@@ -196,18 +198,18 @@ def update(minibatch: Minibatch, parts: RlParts, config: RlConfig, state: LoopSt
 def update_policy(
     minibatch: Minibatch, parts: RlParts, config: RlConfig, state: LoopState
 ) -> StepResult:
-    return parts.megatron_step.train_step(
+    step, loss = parts.megatron_step, policy_loss(config.algo, kl_coefficient=state.kl_coefficient)
+    return step.train_step(
         minibatch.batch,
-        policy_loss(config.algo, kl_coefficient=state.kl_coefficient),
+        step.on_logprobs(loss, temperature=config.rollout.temperature),
         lr=learning_rate(state.step, config.stage.num_steps, config.optimizer),
         num_sequences=minibatch.num_rollouts,
-        temperature=config.rollout.temperature,
         on_micro_batch=parts.recorder.on_micro_batch("update"),
     )
 
 
 def save(parts: RlParts, state: LoopState) -> None:
-    critic = None if parts.critic is None else parts.critic.value_step
+    critic = None if parts.critic is None else parts.critic.megatron_step
     trained = parts.megatron_step
     parts.store.save(state, trained.policy, trained.optimizer, parts.bank, critic)
 

@@ -37,7 +37,11 @@ def trained(one_rank) -> MegatronStep:
 
 
 def update(step: MegatronStep) -> dict[str, float]:
-    return dict(step.train_step(TrainBatch((ROW,)), sft_loss, lr=1e-3, num_sequences=1).metrics)
+    return dict(
+        step.train_step(
+            TrainBatch((ROW,)), step.on_logprobs(sft_loss), lr=1e-3, num_sequences=1
+        ).metrics
+    )
 
 
 def weights(step: MegatronStep) -> dict[str, torch.Tensor]:

@@ -92,17 +92,18 @@ def test_a_stage_brings_its_objective_and_its_learning_rate():
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ("stage=dpo", "stage.pairs is not set"),
-        ("stage=distill", "stage.samples is not set"),
+        ("stage=dpo", "stage.examples is not set"),
+        ("stage=distill", "stage.examples is not set"),
         ("algo=dpo", "is no objective of stage.name = r1_zero. It is one of stage=dpo"),
         ("stage=dpo algo=dapo", "It is one of stage=r1_zero or stage=tiny_r1_zero"),
-        ("stage=dpo stage.pairs=x", "stage.max_tokens = 8192 exceeds model.max_positions = 512"),
+        ("stage=dpo stage.examples=x", "stage.max_tokens = 8192 exceeds model.max_positions = 512"),
         (
-            "stage=dpo stage.pairs=x stage.max_tokens=300 parallel.max_tokens_per_microbatch=599",
+            "stage=dpo stage.examples=x stage.max_tokens=300 "
+            "parallel.max_tokens_per_microbatch=599",
             "2 x stage.max_tokens = 2 x 300 exceeds parallel.max_tokens_per_microbatch = 599",
         ),
-        ("stage=distill stage.samples=x algo=distill_logits", "set stage.teacher=DIR"),
-        ("stage=distill stage.samples=x stage.teacher=y", "stage.teacher = y has no meaning"),
+        ("stage=distill stage.examples=x algo=distill_logits", "set stage.teacher=DIR"),
+        ("stage=distill stage.examples=x stage.teacher=y", "stage.teacher = y has no meaning"),
         ("stage=dpo algo.label_smoothing=0.5", "algo.label_smoothing must be in [0, 0.5)"),
         ("algo=ppo algo.advantage_norm=std", "compares a rollout with its critic"),
         ("algo=ppo algo.gae_lambda=1.1", "algo.gae_lambda must be in [0, 1]"),

@@ -54,7 +54,6 @@ def build(
     from megatron_r1.models.policy import Policy
     from megatron_r1.parallel.layout import enter_layout
     from megatron_r1.trainers.megatron_step import MegatronStep
-    from megatron_r1.trainers.value_step import ValueStep
 
     # A vocabulary that 4 does not divide, layers that no pipeline does, micro-batches of a few
     # rows.
@@ -70,7 +69,7 @@ def build(
     layout = enter_layout(config.parallel, seed=1)
     if scalar_head:
         policy = Policy(config.model, layout, config.precision, host, seed=7, head=Head.scalar)
-        return ValueStep(policy, OptimizerConfig(lr=LR, beta2=0.99))
+        return MegatronStep(policy, OptimizerConfig(lr=LR, beta2=0.99))
     policy = Policy(config.model, layout, config.precision, host, seed=7)
     return MegatronStep(policy, OptimizerConfig(lr=LR, beta2=0.99), mtp_loss=0.3)
 
@@ -118,7 +117,9 @@ def loss_function() -> Any:
 
 
 def take_step(step: Any) -> dict[str, float]:
-    result = step.train_step(own_batch(step), loss_function(), lr=LR, num_sequences=NUM_ROWS)
+    result = step.train_step(
+        own_batch(step), step.on_logprobs(loss_function()), lr=LR, num_sequences=NUM_ROWS
+    )
     assert not result.skipped
     return dict(result.metrics)
 
@@ -288,7 +289,7 @@ def own_pairs(step: Any) -> Any:
 
 def pair_scores(step: Any) -> dict[str, float]:
     """By number of the row."""
-    from megatron_r1.trainers.value_step import row_scores
+    from megatron_r1.trainers.forward_passes import row_scores
 
     dp = step.policy.layout.dp
     scores = row_scores(step.policy, own_pairs(step)).tolist()
@@ -374,7 +375,10 @@ def pair_and_token_loss(values_T: torch.Tensor, micro: Any) -> Any:
 
 
 def take_value_step(step: Any) -> dict[str, float]:
-    result = step.train_step(own_pairs(step), pair_and_token_loss, lr=LR, num_sequences=NUM_ROWS)
+    from megatron_r1.trainers.output_losses import on_values
+
+    loss = on_values(pair_and_token_loss)
+    result = step.train_step(own_pairs(step), loss, lr=LR, num_sequences=NUM_ROWS)
     assert not result.skipped
     return dict(result.metrics)
 
@@ -423,6 +427,7 @@ def decode(step: Any) -> tuple[dict[str, list[int]], float]:
     from megatron_r1.parallel.exchange import all_gather_objects
     from megatron_r1.rollout.engine import SamplingParams
     from megatron_r1.rollout.inprocess import InProcessEngine
+    from megatron_r1.trainers.forward_passes import row_logprobs
     from megatron_r1.types import Prompt, TrainBatch, TrainRow
 
     policy = step.policy
@@ -459,7 +464,7 @@ def decode(step: Any) -> tuple[dict[str, list[int]], float]:
             )
     # Context ranks decode rows of their own, and compute the log-probabilities of all together.
     batch = [row for part in all_gather_objects(batch, policy.layout.cp) for row in part]
-    trained = step.logprobs(TrainBatch(rows=tuple(batch)), temperature=0.8)
+    trained = row_logprobs(step.policy, TrainBatch(rows=tuple(batch)), temperature=0.8)
     if not policy.layout.is_last_stage:
         return responses, 0.0
     assert all(new_L.isfinite().all() for new_L in trained)

@@ -163,9 +163,8 @@ def test_a_step_moves_the_bias_against_the_load_of_all_micro_batches(policy):
         )
         for seed in range(3)
     )
-    MegatronStep(policy, OptimizerConfig()).train_step(
-        TrainBatch(rows=rows), sft_loss, lr=1e-3, num_sequences=3
-    )
+    step = MegatronStep(policy, OptimizerConfig())
+    step.train_step(TrainBatch(rows=rows), step.on_logprobs(sft_loss), lr=1e-3, num_sequences=3)
     assert num_calls == [3 * 3]  # three layers, and three rows that do not fit together
     for router, load_E in zip(routers, loads, strict=True):
         assert load_E.sum() == 90 * TOP_K and len(load_E.unique()) > 1

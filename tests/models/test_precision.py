@@ -128,7 +128,9 @@ def test_gradients_of_a_policy_are_off_by_what_the_format_loses(one_rank):
             ["model=tiny_dense", "rollout.max_response_tokens=64", f"precision={name}"]
         )
         step = MegatronStep(one_rank.policy(config), OptimizerConfig())
-        outputs = step.accumulate_gradients(BATCH, sft_loss, num_sequences=len(LENGTHS))
+        outputs = step.accumulate_gradients(
+            BATCH, step.on_logprobs(sft_loss), num_sequences=len(LENGTHS)
+        )
         loss = sum(float(output["train/loss"][0]) for output in outputs)
         gradients = [w.main_grad.flatten().clone() for _, w in step.policy.named_parameters()]
         results[name] = loss, torch.cat(gradients)

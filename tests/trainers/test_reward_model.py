@@ -25,15 +25,15 @@ from megatron_r1.data.scored_rows import scored_row, summary_of
 from megatron_r1.stages.rm_helpful import helpful_task, pair_rows
 from megatron_r1.stages.rm_safety import labelled_row, safety_task
 from megatron_r1.telemetry.recorder import Recorder
+from megatron_r1.trainers.forward_passes import row_scores
 from megatron_r1.trainers.job import Job
+from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.reward_model import (
     RewardTask,
     heldout_metrics,
-    steps_in_epochs,
     train_reward_model,
 )
 from megatron_r1.trainers.supervised import SupervisedParts
-from megatron_r1.trainers.value_step import ValueStep, row_scores
 from megatron_r1.types import TrainBatch, TrainRow
 
 OVERRIDES = [
@@ -81,12 +81,12 @@ def labelled_responses(count: int, seed: int) -> list[LabelledResponse]:
 
 def train(
     one_rank, run_dir: Path, tokenizer, stage: str, *choices: str, examples, heldout
-) -> tuple[ValueStep, RewardTask, list[dict], Path]:
+) -> tuple[MegatronStep, RewardTask, list[dict], Path]:
     config = load_config([*OVERRIDES, f"stage={stage}", *choices])
     task = (helpful_task if stage == "rm_helpful" else safety_task)(config.stage)
-    step = ValueStep(one_rank.policy(config, head=Head.scalar), config.optimizer)
+    step = MegatronStep(one_rank.policy(config, head=Head.scalar), config.optimizer)
     run_dir.mkdir()
-    num_steps = steps_in_epochs(config.stage, len(examples), task.examples_per_step)
+    num_steps = config.stage.num_steps(len(examples))
     recorder = Recorder(
         run_dir, config.telemetry, label="rm", first_step=0, num_steps=num_steps, is_main=True
     )
@@ -103,7 +103,7 @@ def train(
     return step, task, rows, store.latest()
 
 
-def check_transformers(step: ValueStep, checkpoint: Path, rows: Sequence[TrainRow]) -> None:
+def check_transformers(step: MegatronStep, checkpoint: Path, rows: Sequence[TrainRow]) -> None:
     """The exported model gives each row the same score."""
     from transformers import AutoModelForSequenceClassification
 
@@ -122,7 +122,7 @@ def test_a_helpful_model_orders_nine_of_ten_new_pairs(one_rank, tokenizer, tmp_p
         [pair_rows(pair, "plain", tokenizer) for pair in helpful_pairs(count, seed)]
         for count, seed in ((480, 0), (100, 1))
     )
-    choices = ["stage.pairs_per_step=16", "stage.evaluate_every_steps=10"]
+    choices = ["stage.examples_per_step=16", "stage.evaluate_every_steps=10"]
     step, task, rows, checkpoint = train(
         one_rank,
         tmp_path / "run",
@@ -147,7 +147,7 @@ def test_a_safety_model_tells_threats_from_others(one_rank, tokenizer, tmp_path)
         [labelled_row(case, "plain", tokenizer) for case in labelled_responses(count, seed)]
         for count, seed in ((960, 0), (200, 1))
     )
-    choices = ["stage.responses_per_step=32", "stage.evaluate_every_steps=100"]
+    choices = ["stage.examples_per_step=32", "stage.evaluate_every_steps=100"]
     step, _, rows, checkpoint = train(
         one_rank,
         tmp_path / "run",
@@ -222,15 +222,15 @@ def test_the_point_loss_by_hand():
 
 def test_an_epoch_of_the_paper():
     """66,000 pairs and 106,000 labelled responses, 256 a step."""
-    config = load_config(["stage=rm_helpful", "stage.pairs=pairs.jsonl"])
-    assert steps_in_epochs(config.stage, 66_000, config.stage.pairs_per_step) == 258
+    config = load_config(["stage=rm_helpful", "stage.examples=pairs.jsonl"])
+    assert config.stage.num_steps(66_000) == 258
     assert (config.optimizer.lr, config.stage.num_epochs, config.stage.max_tokens) == (
         6e-6,
         1,
         8192,
     )
-    config = load_config(["stage=rm_safety", "stage.responses=labelled.jsonl"])
-    assert steps_in_epochs(config.stage, 106_000, config.stage.responses_per_step) == 415
+    config = load_config(["stage=rm_safety", "stage.examples=labelled.jsonl"])
+    assert config.stage.num_steps(106_000) == 415
 
 
 def test_examples_are_pairs(tokenizer):

@@ -151,6 +151,7 @@ def draw_weights(policy: Any, config: Any, seed: int) -> None:
 def gap(step: Any, url: str) -> float:
     """Largest difference of log-probabilities of the same tokens, in nats."""
     from megatron_r1.rollout.server_api import call
+    from megatron_r1.trainers.forward_passes import row_logprobs
     from megatron_r1.types import TrainBatch, TrainRow
 
     generator = torch.Generator().manual_seed(3)
@@ -169,7 +170,7 @@ def gap(step: Any, url: str) -> float:
                 logprobs_ref_L=zeros_L,
             )
         )
-    own = step.logprobs(TrainBatch(rows=tuple(rows)))
+    own = row_logprobs(step.policy, TrainBatch(rows=tuple(rows)))
     box = [None]
     if dist.get_rank() == 0:
         request = {

@@ -71,7 +71,7 @@ def train(overrides: list[str], examples, arguments, host, layout_of) -> list[fl
         chosen = draw_examples(examples, step, arguments.sequences, seed=1)
         result = megatron_step.train_step(
             own_share(chosen, layout.dp),
-            sft_loss,
+            megatron_step.on_logprobs(sft_loss),
             lr=learning_rate(step, arguments.steps, optimizer),
             num_sequences=len(chosen),
         )
