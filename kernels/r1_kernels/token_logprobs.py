@@ -23,10 +23,10 @@ from torch.autograd.function import once_differentiable
 from r1_kernels.backend import Backend
 from r1_kernels.logit_rows import combine_shards, logit_gradient, logit_statistics
 
-CHUNK_BYTES = 1 << 27
-"""Logits held at once, at most, unless one row or column is more: 128 MiB. At 129,280 columns in
-bfloat16 that is 519 tokens, enough for a product with the head to be bound by arithmetic on H200
-(by its data sheet, not measured)."""
+CHUNK_BYTES = 1 << 26
+"""Logits held at once, at most, unless one row or column is more: 64 MiB. At 129,280 columns in
+bfloat16 that is 259 tokens: by its data sheet an H200 then multiplies for longer than it reads the
+head (not measured)."""
 
 
 def token_logprobs(

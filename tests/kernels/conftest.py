@@ -12,6 +12,16 @@ if not HAS_GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, on its module's import
 
 
-@pytest.fixture(scope="session")
-def device() -> str:
-    return "cuda" if HAS_GPU else "cpu"
+@pytest.fixture(
+    params=[
+        pytest.param(
+            "cpu", marks=pytest.mark.skipif(HAS_GPU, reason="Triton compiles for the GPU here")
+        ),
+        pytest.param(
+            "cuda",
+            marks=[pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="no CUDA device")],
+        ),
+    ]
+)
+def device(request) -> str:
+    return request.param

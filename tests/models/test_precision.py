@@ -168,6 +168,14 @@ def test_fp8_without_transformer_engine_says_what_to_do(name):
         parts_name(config, APEX)
 
 
+@pytest.mark.megatron
+def test_moments_in_bfloat16_need_transformer_engine(one_rank):
+    policy = one_rank.policy(load_config(["model=tiny_dense", "rollout.max_response_tokens=64"]))
+    if policy.parts.name != "transformer_engine":
+        with pytest.raises(ConfigError, match="bf16_moments with plain layers.*bf16_moments=false"):
+            MegatronStep(policy, OptimizerConfig(bf16_moments=True))
+
+
 def test_settings_that_contradict_each_other_are_refused():
     with pytest.raises(ConfigError, match="precision.dtype = float32"):
         PrecisionConfig(fp8=Fp8.block)

@@ -64,7 +64,7 @@ def train(overrides: list[str], examples, arguments, host, layout_of) -> list[fl
     config = load_config([f"model={arguments.model}", "rollout.max_response_tokens=64", *overrides])
     layout = layout_of(config.parallel)
     policy = Policy(config.model, layout, config.precision, host, seed=config.run.seed)
-    optimizer = OptimizerConfig(lr=3e-3, warmup_steps=20)
+    optimizer = OptimizerConfig(lr=arguments.lr, warmup_steps=20)
     megatron_step = MegatronStep(policy, optimizer)
     losses = []
     for step in range(arguments.steps):
@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny_dense")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--sequences", type=int, default=16, help="documents in a step")
+    parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--out", type=Path, help="losses of every step, as JSON")
     arguments = parser.parse_args()
