@@ -61,8 +61,9 @@ def quantize(
 
     Args:
         matrix_RC: float32, bfloat16 or float16. A tile with a NaN or an infinity comes out as NaN.
-        kept_rc: scales that the matrix may have come from; one is taken where codes times it give
-            the tile's numbers back bit for bit. Elsewhere, and for None, scale = largest / 448.
+        kept_rc: scales that the matrix may have come from; one is taken where codes times it, in
+            bfloat16, are the tile's numbers bit for bit. Elsewhere, and for None,
+            scale = largest / 448.
         power_of_two: the smallest power of two that is no less (the UE8M0 scales of DeepSeek-V3.1
             and of Transformer Engine's block scaling). Codes then use at least half of the range.
         tile: rows and columns of a tile.

@@ -70,6 +70,7 @@ def read_hf_config(path: Path) -> ModelConfig:
 
 def read_hf_head(path: Path) -> Head:
     """What the model that config.json describes ends in."""
+    read_hf_config(path)  # refuses what is none
     return head_from_hf(read_json(path / "config.json"))
 
 
@@ -145,6 +146,23 @@ def _may_have_scales(entry: TensorEntry | None) -> bool:
 def _some(names: tuple[str, ...]) -> str:
     rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + rest
+
+
+def absent_mtp_note(path: Path, config: ModelConfig) -> str:
+    """A line for prediction layers that config.json counts and no file holds; empty without.
+
+    Args:
+        config: what `without_absent_mtp` made of it.
+    """
+    counted = read_hf_config(path).num_mtp_layers
+    if counted == config.num_mtp_layers:
+        return ""
+    return (
+        f"note: {path / 'config.json'} counts {counted} prediction layer(s) "
+        f"(num_nextn_predict_layers), and no file holds model.layers.{config.num_layers}.*: taken "
+        "as a model without, and model.num_mtp_layers is 0. transformers does not write them; "
+        "the files that the model was published with have them"
+    )
 
 
 def without_absent_mtp(config: ModelConfig, names: Iterable[str]) -> ModelConfig:

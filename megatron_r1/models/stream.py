@@ -53,6 +53,9 @@ class TokenStream(PackedSeqParams):
     """This tensor rank's rows of the head."""
     float32_head: bool = False
     """Logits are computed in float32, whatever the model's dtype."""
+    routed_experts_TMK: Tensor | None = None
+    """Experts that each token goes to in each layer of the model, int16; -1: the router decides.
+    None: it decides for all tokens."""
     balance_scale: float = 0.0
     """1 / sequences of the whole step: share of one sequence in the balance loss."""
     cache: KvCache | None = None

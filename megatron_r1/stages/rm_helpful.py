@@ -10,7 +10,7 @@ from megatron_r1.config.reward import Reads
 from megatron_r1.config.stage import RmHelpfulConfig
 from megatron_r1.data.examples import Example
 from megatron_r1.data.preferences import PreferencePair, read_preferences
-from megatron_r1.data.scored_rows import scored_row
+from megatron_r1.data.scored_rows import scored_row, summary_of
 from megatron_r1.data.templates import render
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.evaluation.ranking import pair_metrics
@@ -27,7 +27,7 @@ def run_rm_helpful(
     template = session.config.data.template
 
     def read(path: str, tokenizer: Tokenizer) -> list[Example]:
-        return [pair_rows(pair, template, tokenizer) for pair in read_preferences(path)]
+        return read_pairs(path, template, tokenizer)
 
     return run_reward_model(session, stage, run_dir, init_from, helpful_task(stage), read=read)
 
@@ -42,6 +42,16 @@ def helpful_task(stage: RmHelpfulConfig) -> RewardTask:
         ),
         measure=lambda scores_N2, _: pair_metrics(scores_N2[:, 0], scores_N2[:, 1]),
     )
+
+
+def read_pairs(path: str, template: str, tokenizer: Tokenizer) -> list[Example]:
+    """Every pair of a file.
+
+    Raises:
+        DataError: a line is unusable, or its responses have one summary; ``file:line``.
+    """
+    pairs = read_preferences(path, part_read=summary_of)
+    return [pair_rows(pair, template, tokenizer) for pair in pairs]
 
 
 def pair_rows(pair: PreferencePair, template: str, tokenizer: Tokenizer) -> Example:

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from megatron_r1.algos.distill import teacher_divergence
 from megatron_r1.algos.logprobs import align_to_tokens, next_tokens, target_logprobs
 from megatron_r1.algos.mtp import mtp_loss as loss_ahead
 from megatron_r1.algos.reduce import mean_parts
+from megatron_r1.algos.sampling_mask import kept_columns
 from megatron_r1.config.algo import DistillLogitsConfig
 from megatron_r1.config.precision import Logprobs
 from megatron_r1.models.policy import Policy
@@ -119,6 +121,19 @@ def token_logprobs(
     tp = policy.layout.tp
     targets_t = stream.take(next_tokens(micro.tokens_T, steps=steps), fill=0)
     head_vD = stream.head_weight_vD
+    if micro.kept_counts_T is not None and steps == 1:
+        # Which columns are kept is known for logits alone: these are made, all of them.
+        if head_vD is not None:
+            output, head_vD = _logits(output, head_vD, stream.float32_head), None
+        everywhere = torch.arange(micro.tokens_T.numel(), device=micro.tokens_T.device)
+        kept_tv = kept_columns(
+            micro.kept_counts_T,
+            micro.kept_ids_J,
+            stream.take(next_tokens(everywhere), fill=-1),
+            vocab_start=tp.rank * output.shape[-1],
+            num_columns=output.shape[-1],
+        )
+        output = output.masked_fill(~kept_tv, -torch.inf)
     vocab: dict[str, Any] = dict(
         temperature=temperature,
         vocab_start=tp.rank * (output.shape[1] if head_vD is None else head_vD.shape[0]),
@@ -136,3 +151,10 @@ def token_logprobs(
         for values_t in (logprobs_t, entropy_t)
     )
     return logprobs_T, entropy_T
+
+
+def _logits(hidden_tD: Tensor, head_vD: Tensor, float32: bool) -> Tensor:
+    """As the model makes them where it is not asked for hidden states."""
+    if float32:
+        hidden_tD, head_vD = hidden_tD.float(), head_vD.float()
+    return hidden_tD @ head_vD.T

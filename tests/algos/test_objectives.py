@@ -185,6 +185,8 @@ def test_what_a_critic_says_after_a_token_is_about_the_next_one():
     assert_close(gradient_T, torch.tensor([-0.05, 0.0, 0.0]))
     assert output.metrics["critic/clip_frac"] == (1, 2)
     assert output.metrics["critic/value_mean"] == (1.5, 2)
+    assert output.metrics["critic/squared_error"] == (0.25 + 4, 2)
+    assert critic_loss(values_T, micro, clip=0.4).metrics["critic/clip_frac"] == (2, 2)
 
 
 LOSSES = {

@@ -57,7 +57,9 @@ def test_a_block_by_hand():
 def test_kept_scales_give_every_byte_back(shape, seed):
     codes, scales = random_codes(*shape, seed=seed), random_scales(*num_blocks(shape), seed=seed)
     for dtype in (torch.bfloat16, torch.float32):
-        again, scales_again = quantize(dequantize(codes, scales, dtype), scales)
+        # Read as bfloat16, then trained in `dtype`.
+        weight = dequantize(codes, scales, torch.bfloat16).to(dtype)
+        again, scales_again = quantize(weight, scales)
         assert torch.equal(scales_again, scales)
         assert same_bytes(again, codes)
 
@@ -148,7 +150,7 @@ def test_triton_reads_transposed_matrices_and_keeps_scales(device):
     codes, scales = codes.to(device), scales.to(device)
     weight = dequantize(codes, scales, torch.bfloat16)
     weight[0, 200] = 3.0  # one block that no longer comes from its scale
-    for matrix, kept in ((weight, scales), (weight.T, scales.T)):
+    for matrix, kept in ((weight, scales), (weight.T, scales.T), (weight.float(), scales)):
         expected = quantize(matrix, kept, backend=Backend.reference)
         actual = quantize(matrix, kept, backend=Backend.triton)
         assert torch.equal(actual[1], expected[1]) and same_bytes(actual[0], expected[0])

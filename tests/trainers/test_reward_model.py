@@ -22,8 +22,9 @@ from megatron_r1.data.packing import build_micro_batch
 from megatron_r1.data.preferences import PreferencePair
 from megatron_r1.data.safety_labels import LabelledResponse
 from megatron_r1.data.scored_rows import scored_row, summary_of
-from megatron_r1.stages.rm_helpful import helpful_task, pair_rows
-from megatron_r1.stages.rm_safety import labelled_row, safety_task
+from megatron_r1.errors import DataError
+from megatron_r1.stages.rm_helpful import helpful_task, pair_rows, read_pairs
+from megatron_r1.stages.rm_safety import check_both_labels, labelled_row, safety_task
 from megatron_r1.telemetry.recorder import Recorder
 from megatron_r1.trainers.forward_passes import row_scores
 from megatron_r1.trainers.job import Job
@@ -214,10 +215,11 @@ def test_the_pair_loss_and_its_margin_by_hand():
 
 
 def test_the_point_loss_by_hand():
-    # log(1 + e^-2) = 0.12693 for a safe one at 2, log(1 + e^1) = 1.31326 for an unsafe one at 1.
-    loss, metrics = example_loss(scored_points_loss, [2, 1], [1, 0], num_examples=2)
-    assert loss == pytest.approx((0.12693 + 1.31326) / 2, abs=1e-5)
-    assert [float(x) for x in metrics["reward_model/accuracy"]] == [1, 2]
+    # log(1 + e^-2) = 0.12693 and log(1 + e^-3) = 0.04859 for safe ones at 2 and 3, log(1 + e^1) =
+    # 1.31326 for an unsafe one at 1, which alone is judged wrongly.
+    loss, metrics = example_loss(scored_points_loss, [2, 1, 3], [1, 0, 1], num_examples=3)
+    assert loss == pytest.approx((0.12693 + 1.31326 + 0.04859) / 3, abs=1e-5)
+    assert [float(x) for x in metrics["reward_model/accuracy"]] == [2, 3]
 
 
 def test_an_epoch_of_the_paper():
@@ -239,5 +241,22 @@ def test_examples_are_pairs(tokenizer):
     )
     assert chosen.label == rejected.label == 1.5
     assert chosen.num_tokens == rejected.num_tokens
-    example: Example = labelled_row(LabelledResponse("1 =", "1", safe=True), "plain", tokenizer)
+    response = "<think>x</think>1"  # safety is judged of all of it
+    case = LabelledResponse("1 =", response, safe=True)
+    example: Example = labelled_row(case, "plain", tokenizer)
     assert [row.label for row in example] == [1.0]
+    assert example[0].num_tokens == len(tokenizer.encode("1 =") + tokenizer.encode(response)) + 1
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_held_out_responses_of_one_label_tell_nothing(safe):
+    cases = [LabelledResponse("1 =", "1", safe=safe)] * 2
+    with pytest.raises(DataError, match=f"{2 * safe} of 2 held-out responses are safe"):
+        check_both_labels(cases, "heldout.jsonl")
+
+
+def test_pairs_of_one_summary_are_refused_by_line(tokenizer, tmp_path):
+    pair = {"prompt": "1 =", "chosen": "<think>1</think>2", "rejected": "<think>3</think>2"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair))
+    with pytest.raises(DataError, match="pairs.jsonl:1: .* have the same summary, '2'"):
+        read_pairs(str(tmp_path / "pairs.jsonl"), "plain", tokenizer)

@@ -30,7 +30,7 @@ def quantize(
 
     Args:
         power_of_two: the smallest power of two that is no less.
-        kept_rc: one is taken where codes times it give the tile's numbers back bit for bit.
+        kept_rc: one is taken where codes times it, in bfloat16, are the tile's numbers bit for bit.
     """
     codes_RC = torch.empty(matrix_RC.shape, dtype=torch.float8_e4m3fn, device=matrix_RC.device)
     scales_rc = torch.empty(num_tiles(matrix_RC.shape, tile), device=matrix_RC.device)
@@ -76,8 +76,9 @@ def _kept_where_exact(
     usable_rc = (kept_rc > 0) & kept_rc.isfinite()
     tried_rc = torch.where(usable_rc, kept_rc, 1.0)
     codes = _codes(strip, tried_rc, tile)
-    again = codes.float().mul_(_spread(tried_rc, strip.shape, tile)).to(strip.dtype)
-    differs_rc = _tiled((again != strip).float(), tile).amax(dim=(1, 3)).bool()
+    # As a file is read: rounded to bfloat16, whatever the numbers are kept in.
+    again = codes.float().mul_(_spread(tried_rc, strip.shape, tile)).to(torch.bfloat16)
+    differs_rc = _tiled((again.to(strip.dtype) != strip).float(), tile).amax(dim=(1, 3)).bool()
     return torch.where(usable_rc & ~differs_rc, kept_rc, scales_rc)
 
 

@@ -69,8 +69,8 @@ def _quantize_kernel(
         usable = (kept > 0) & (kept < float("inf"))
         tried = tl.where(usable, kept, 1.0)
         again = from_e4m3(_codes(x, tried[:, None, None], EMULATE), EMULATE)
-        again = narrow(again * tried[:, None, None], numbers.dtype, EMULATE)
-        differs = (again != numbers).to(tl.int32)
+        again = narrow(again * tried[:, None, None], tl.bfloat16, EMULATE)
+        differs = (again.to(tl.float32) != x).to(tl.int32)
         exact = tl.max(tl.max(differs, axis=2), axis=1) == 0
         scale = tl.where(usable & exact, kept, scale)
     codes = _codes(x, scale[:, None, None], EMULATE)
