@@ -1,19 +1,27 @@
-"""Who computes: plain PyTorch or Triton."""
+"""Who computes: plain PyTorch or Triton.
+
+One switch for all that takes the default: the environment variable R1_KERNELS, auto, reference or
+triton. It reaches whatever calls a kernel: training, publishing, tools/.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 from enum import Enum
 
 import torch
 from torch import Tensor
+
+VARIABLE = "R1_KERNELS"
 
 
 class Backend(Enum):
     """The switch of every public function here."""
 
     auto = "auto"
-    """Triton for tensors on a GPU, where it is installed; plain PyTorch elsewhere."""
+    """What R1_KERNELS says; without it, Triton for tensors on a GPU where it is installed, and
+    plain PyTorch elsewhere."""
     reference = "reference"
     """Plain PyTorch."""
     triton = "triton"
@@ -26,6 +34,8 @@ def takes_triton(backend: Backend, tensor: Tensor) -> bool:
     Raises:
         ValueError: Triton was asked for, and cannot be had.
     """
+    if backend is Backend.auto:
+        backend = _from_environment()
     if backend is Backend.reference:
         return False
     if backend is Backend.auto:
@@ -42,6 +52,13 @@ def takes_triton(backend: Backend, tensor: Tensor) -> bool:
                 "TRITON_INTERPRET=1 before Triton is imported"
             )
     return True
+
+
+def _from_environment() -> Backend:
+    value = os.environ.get(VARIABLE, Backend.auto.value)
+    if value not in [backend.value for backend in Backend]:
+        raise ValueError(f"{VARIABLE} must be auto, reference or triton, got {value!r}")
+    return Backend(value)
 
 
 def _triton_is_installed() -> bool:
