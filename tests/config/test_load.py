@@ -47,9 +47,11 @@ def test_the_saved_configuration_is_complete():
     assert "kl_estimator: k3" in text  # a default of the schema, not of a file
 
 
+MODELS = ["reward.models.helpful=one", "reward.models.safety=other"]
 NEEDED = {
     "jsonl": ["data.path=prompts.jsonl"],
-    "r1_stage2_models": ["reward.models.helpful=one", "reward.models.safety=other"],
+    "r1_stage2_models": MODELS,
+    "r1_stage4": MODELS,
 }
 
 
@@ -96,7 +98,10 @@ def test_a_stage_brings_its_objective_and_its_learning_rate():
         ("stage=dpo", "stage.examples is not set"),
         ("stage=distill", "stage.examples is not set"),
         ("algo=dpo", "is no objective of stage.name = r1_zero. It is one of stage=dpo"),
-        ("stage=dpo algo=dapo", "It is one of stage=r1_zero or stage=tiny_r1_zero"),
+        (
+            "stage=dpo algo=dapo",
+            "algo.name = dapo is no objective of stage.name = dpo. It is one of stage=r1_zero or",
+        ),
         ("stage=dpo stage.examples=x", "stage.max_tokens = 8192 exceeds model.max_positions = 512"),
         (
             "stage=dpo stage.examples=x stage.max_tokens=300 "
