@@ -38,6 +38,9 @@ class DataConfig:
     ``answer``, optional ``id`` and ``grader`` (math, exact or reasoning_gym:<task>)."""
     heldout_path: str | None = None
     """JSONL file of held-out prompts; None takes `heldout_problems` from `path`."""
+    leave_out: list[str] = field(default_factory=list)
+    """Data sets whose prompts are not used: a stage that learns from rules alone leaves out those
+    that only models can judge."""
     template: str = "r1_zero"
     """A template of `data/templates.py`."""
     tokenizer: str | None = None

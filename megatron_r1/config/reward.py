@@ -70,6 +70,36 @@ class OverlongConfig:
             )
 
 
+@dataclass(kw_only=True)
+class ReadabilityConfig:
+    """For the part ``readable``, which is also what the cold start and rejection sampling keep. The
+    filters are the paper's (arXiv:2501.12948v2 B.3.2 and B.3.3), every number is our choice."""
+
+    min_summary_words: int = 1
+    """Words and signs behind the thought; 1 lets a bare answer pass."""
+    min_language: float = 0.9
+    """Share of words in the question's language: names and terms may be another's."""
+    ngram_words: int = 8
+    max_repetition: float = 0.2
+    """Share of n-grams that occurred before; loops come to more, honest restatements to less."""
+    max_paragraph_words: int = 400
+    """Of the thought, from one empty line to the next: about a page."""
+    code_blocks: bool = False
+    """Whether a thought may hold ``` blocks."""
+
+    def __post_init__(self) -> None:
+        for name in ("ngram_words", "max_paragraph_words"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"reward.readability.{name} must be >= 1")
+        for name in ("min_language", "max_repetition"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(
+                    f"reward.readability.{name} must be in [0, 1], got {getattr(self, name)}"
+                )
+        if self.min_summary_words < 0:
+            raise ConfigError("reward.readability.min_summary_words must be >= 0")
+
+
 class Reads(Enum):
     """What of a response a reward model is shown."""
 
@@ -106,6 +136,7 @@ class RewardConfig:
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     repetition: RepetitionConfig = field(default_factory=RepetitionConfig)
     overlong: OverlongConfig = field(default_factory=OverlongConfig)
+    readability: ReadabilityConfig = field(default_factory=ReadabilityConfig)
 
     def __post_init__(self) -> None:
         for name, weights in {"weights": self.weights, **self.mixes}.items():

@@ -26,9 +26,12 @@ from megatron_r1.config.model import (
 from megatron_r1.config.monitor import MonitorConfig
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.parallel import ParallelConfig
+from megatron_r1.config.pipeline import PipelineConfig
 from megatron_r1.config.precision import PrecisionConfig
+from megatron_r1.config.r1 import R1Stage2Config, R1Stage4Config
 from megatron_r1.config.reward import RewardConfig
-from megatron_r1.config.rollout import RolloutConfig, SglangConfig
+from megatron_r1.config.rollout import RolloutConfig, SglangConfig, WeightsBy
+from megatron_r1.config.sft import CollectingConfig
 from megatron_r1.config.stage import (
     DistillConfig,
     DpoStageConfig,
@@ -91,10 +94,14 @@ class RunConfig:
         Raises:
             ConfigError: with the settings' paths, their values and a way out.
         """
+        if isinstance(self.stage, PipelineConfig):
+            return  # every step is checked by itself
         self.validate_layout(world_size)
         _check_objective(self)
         if isinstance(self.stage, ExamplesConfig):
             _check_examples(self, self.stage)
+            if isinstance(self.stage, CollectingConfig):
+                _check_collecting(self, self.stage)
             return
         _check_lengths(self)
         _check_stage(self)
@@ -114,6 +121,8 @@ class RunConfig:
 
 _OBJECTIVES: dict[type[StageConfig], tuple[type[ObjectiveConfig], ...]] = {
     R1ZeroConfig: (AlgoConfig,),
+    R1Stage2Config: (AlgoConfig,),
+    R1Stage4Config: (AlgoConfig,),
     TinyR1ZeroConfig: (AlgoConfig,),
     DpoStageConfig: (DpoConfig,),
     DistillConfig: (DistillSamplesConfig, DistillLogitsConfig),
@@ -134,7 +143,7 @@ def _check_objective(config: RunConfig) -> None:
 
 def _check_examples(config: RunConfig, stage: ExamplesConfig) -> None:
     """Files are named, and the longest example fits the model and a micro-batch."""
-    if not stage.examples:
+    if not stage.examples and not isinstance(stage, CollectingConfig):
         raise ConfigError("stage.examples is not set: name a JSONL file, stage.examples=FILE")
     if isinstance(stage, DistillConfig):
         if isinstance(config.algo, DistillLogitsConfig) and stage.teacher is None:
@@ -160,6 +169,16 @@ def _check_examples(config: RunConfig, stage: ExamplesConfig) -> None:
             f"{pair}stage.max_tokens = {pair}{stage.max_tokens} exceeds "
             f"parallel.max_tokens_per_microbatch = {capacity}. Raise that or lower the other"
         )
+
+
+def _check_collecting(config: RunConfig, stage: CollectingConfig) -> None:
+    """A stage that samples has a model for it, and what that writes can be learned from."""
+    if not stage.collect.source:
+        raise ConfigError(
+            "stage.collect.source is not set: name the model that samples, "
+            "stage.collect.source=DIR, a run, a checkpoint or a Hugging Face model"
+        )
+    _check_lengths(config)
 
 
 def _check_lengths(config: RunConfig) -> None:
@@ -197,7 +216,9 @@ def _check_stage(config: RunConfig) -> None:
                 "the other"
             )
     if isinstance(stage, TinyBaseConfig | TinyR1ZeroConfig):
-        if config.data.source is not PromptSourceKind.reasoning_gym:
+        base = stage.base if isinstance(stage, TinyR1ZeroConfig) else stage
+        reads_file = base.documents is not None
+        if config.data.source is not PromptSourceKind.reasoning_gym and not reads_file:
             raise ConfigError(
                 f"stage.name = {stage.name} trains its base on a synthetic corpus, which is "
                 "written for data=chain_sum. For other data use stage=r1_zero model.init_from=DIR"
@@ -262,7 +283,7 @@ def _check_monitor(config: RunConfig) -> None:
 
 
 def _check_servers(config: RunConfig) -> None:
-    """Who serves, and what SGLang would compute wrongly without a word."""
+    """Who serves, what is asked of them, and what SGLang would compute wrongly without a word."""
     model, cluster = config.model, config.cluster
     rollout_nodes = cluster.rollout_nodes if isinstance(cluster, SlurmConfig) else 0
     if not isinstance(config.rollout, SglangConfig):
@@ -271,18 +292,52 @@ def _check_servers(config: RunConfig) -> None:
                 f"cluster.rollout_nodes = {rollout_nodes}, and rollout.name = "
                 f"{config.rollout.name} has no servers. Set rollout=sglang, or leave it out"
             )
+        truncates = config.rollout.top_p < 1 or config.rollout.top_k > 0
+        if getattr(config.algo, "keep_sampling_masks", False) and truncates:
+            raise ConfigError(
+                f"algo.keep_sampling_masks = true with rollout.top_p = {config.rollout.top_p} and "
+                f"rollout.top_k = {config.rollout.top_k} needs rollout=sglang: in-process decoding "
+                "does not tell what it left to choose from. Set it to false, or top_p=1 and top_k=0"
+            )
         return
     if rollout_nodes and config.rollout.urls:
         raise ConfigError(
             f"cluster.rollout_nodes = {rollout_nodes} nodes start servers, and rollout.urls names "
             "some that run already. Leave one of them out"
         )
+    if rollout_nodes and config.rollout.weights_by is WeightsBy.shared_memory:
+        raise ConfigError(
+            f"rollout.weights_by = shared_memory with cluster.rollout_nodes = {rollout_nodes}: "
+            "servers on other nodes do not share the trainer's memory. Set weights_by=collective"
+        )
+    corrects = isinstance(config.algo, AlgoConfig) and config.algo.rollout_correction_cap > 0
+    if config.rollout.steps_ahead and not corrects:
+        raise ConfigError(
+            f"rollout.steps_ahead = {config.rollout.steps_ahead} samples from older weights than "
+            "those that are trained, and algo.rollout_correction_cap = 0 takes no account of it. "
+            "Set the cap, 2.0 as in algo=grpo_stable, or steps_ahead to 0"
+        )
+    if isinstance(config.algo, AlgoConfig):
+        _check_asked_of_engine(config.algo, config.rollout, isinstance(model, MixtureConfig))
     if isinstance(model, Qwen3MoeConfig) and model.num_dense_layers:
         raise ConfigError(
             f"model.num_dense_layers = {model.num_dense_layers} with rollout.name = sglang: SGLang "
             "0.5.23 gives every layer of a Qwen3-MoE experts, and leaves those of dense layers "
             "unset. Set it to 0, as in all published models, or use rollout=inprocess"
         )
+
+
+def _check_asked_of_engine(algo: AlgoConfig, rollout: SglangConfig, has_experts: bool) -> None:
+    """What the objective needs to know of a response, the engine is asked for."""
+    for needs, setting, asks in (
+        ("replay_routing", "routed_experts", rollout.routed_experts or not has_experts),
+        ("keep_sampling_masks", "sampling_masks", rollout.sampling_masks),
+    ):
+        if getattr(algo, needs) and not asks:
+            raise ConfigError(
+                f"algo.{needs} = true needs what rollout.{setting} = false does not ask the engine "
+                f"for. Set both to the same"
+            )
 
 
 def _divisors(number: int) -> str:

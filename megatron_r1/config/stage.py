@@ -76,11 +76,10 @@ class R1ZeroConfig(StageConfig):
                 "rollouts_per_prompt must be >= 2: an advantage compares rollouts of one "
                 f"prompt with each other, got {self.rollouts_per_prompt}"
             )
-        if self.num_steps % self.steps_per_phase:
-            raise ConfigError(
-                f"num_steps = {self.num_steps} is not a multiple of "
-                f"steps_per_phase = {self.steps_per_phase}"
-            )
+
+    def steps_in_phase(self, step: int) -> int:
+        """Updates of the phase that begins after `step`; the last one may be shorter."""
+        return min(self.steps_per_phase, self.num_steps - step)
 
 
 @dataclass(kw_only=True)
@@ -88,6 +87,11 @@ class TinyBaseConfig(StageConfig):
     """A tiny base model, trained from scratch on the noisy synthetic corpus of `data/corpus.py`."""
 
     name: str = "tiny_base"
+    documents: str | None = None
+    """JSONL file of `data/samples.py` to learn from in the place of that corpus, such as the tiny
+    world's. `num_documents` and `corpus` have no meaning then."""
+    split_words: bool = False
+    """The tokenizer's: no token spans two words."""
     num_steps: int = 700
     sequences_per_step: int = 64
     num_documents: int = 20_000

@@ -43,7 +43,7 @@ def _response(expression: str, rng: random.Random, config: CorpusConfig) -> str:
     else:
         thought, answer = _hasty(expression, rng, config.hasty_spread)
     parts = [THINK, thought, END_THINK, ANSWER, str(answer), END_ANSWER]
-    return "".join(_malform(parts, rng) if rng.random() < config.malformed_frac else parts)
+    return "".join(malform(parts, rng) if rng.random() < config.malformed_frac else parts)
 
 
 def _careful(expression: str, rng: random.Random, config: CorpusConfig) -> tuple[str, int]:
@@ -71,7 +71,7 @@ def _hasty(expression: str, rng: random.Random, spread: int) -> tuple[str, int]:
     return rng.choice(_HASTY_THOUGHTS), total + rng.randint(-spread, spread)
 
 
-def _malform(parts: list[str], rng: random.Random) -> list[str]:
+def malform(parts: list[str], rng: random.Random) -> list[str]:
     """The parts with a tag missing, a tag doubled, the answer outside its tags, or put first."""
     think, answer = parts[:3], parts[3:]
     tag_positions = [index for index, part in enumerate(parts) if part in TAGS]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from megatron_r1.config.data import DataConfig, PromptSourceKind
 from megatron_r1.data.epochs import item_of_draw
@@ -47,12 +47,37 @@ class PromptSource:
         self._tokenizer = tokenizer
         self._seed = seed
         self._num_draws = 0
+        self._early = splits.train
+        self._all_from_step = 0
 
-    def take(self, n: int) -> list[Prompt]:
-        """The next n prompts; `Prompt.draw` goes on from one call to the next."""
+    def hold_back(self, datasets: Collection[str], *, until_step: int) -> None:
+        """Draw no prompt of these data sets before so many updates.
+
+        Raises:
+            DataError: there is no prompt of them, or there are no others.
+        """
+        early = tuple(problem for problem in self.train if problem.dataset not in datasets)
+        if not early or len(early) == len(self.train):
+            raise DataError(
+                f"{len(self.train) - len(early)} of {len(self.train)} prompts have one of the data "
+                f"sets {', '.join(sorted(datasets))}, and both those and others are needed: a line "
+                'of data.path names its own with "dataset"'
+            )
+        self._early, self._all_from_step = early, until_step
+
+    def take(self, n: int, *, step: int = 0) -> list[Prompt]:
+        """The next n prompts after `step` updates; `Prompt.draw` goes on from call to call."""
         draws = range(self._num_draws, self._num_draws + n)
         self._num_draws += n
-        return [self._to_prompt(self._drawn(draw), draw) for draw in draws]
+        pool = self.train if step >= self._all_from_step else self._early
+        return [self._to_prompt(self._drawn(draw, pool), draw) for draw in draws]
+
+    def ahead(self, n: int) -> list[Prompt]:
+        """What the next `take` will return."""
+        before = self._num_draws
+        prompts = self.take(n)
+        self._num_draws = before
+        return prompts
 
     def heldout_prompts(self, n: int | None = None) -> list[Prompt]:
         """The first n held-out problems (None: all), with draws 0 to n - 1.
@@ -75,10 +100,10 @@ class PromptSource:
     def seek(self, num_draws: int) -> None:
         self._num_draws = num_draws
 
-    def _drawn(self, draw: int) -> Problem:
+    def _drawn(self, draw: int, pool: Sequence[Problem]) -> Problem:
         if not self._config.shuffle:
-            return self.train[draw % len(self.train)]
-        return self.train[item_of_draw(draw, len(self.train), self._seed)]
+            return pool[draw % len(pool)]
+        return pool[item_of_draw(draw, len(pool), self._seed)]
 
     def _to_prompt(self, problem: Problem, draw: int) -> Prompt:
         text = render(self._config.template, problem.question)
@@ -122,7 +147,7 @@ def open_prompts(config: DataConfig, tokenizer: Tokenizer, *, seed: int) -> Prom
         DataError: an unusable file, every prompt too long, or too few problems for a split.
     """
     if config.source is PromptSourceKind.jsonl:
-        problems = read_jsonl(str(config.path))
+        problems = _without(read_jsonl(str(config.path)), config.leave_out)
     else:
         problems = generate_problems(config.task, config.task_options, config.num_problems)
     distinct = remove_duplicates(problems)
@@ -130,7 +155,8 @@ def open_prompts(config: DataConfig, tokenizer: Tokenizer, *, seed: int) -> Prom
     num_dropped = len(distinct) - len(kept)
 
     if config.source is PromptSourceKind.jsonl and config.heldout_path is not None:
-        heldout = remove_duplicates(read_jsonl(config.heldout_path))
+        of_file = _without(read_jsonl(config.heldout_path), config.leave_out)
+        heldout = remove_duplicates(of_file)
         kept_heldout = _drop_long(heldout, config, tokenizer)
         num_dropped += len(heldout) - len(kept_heldout)
         splits = _split_with_file(kept, kept_heldout, config.corpus_frac)
@@ -153,6 +179,21 @@ def open_corpus(config: DataConfig) -> tuple[Problem, ...]:
             f"{config.corpus_frac} of data.num_problems = {config.num_problems}. Raise one of them"
         )
     return splits.corpus
+
+
+def _without(problems: Sequence[Problem], datasets: Collection[str]) -> list[Problem]:
+    """The problems of other data sets.
+
+    Raises:
+        DataError: there is none.
+    """
+    kept = [problem for problem in problems if problem.dataset not in datasets]
+    if not kept:
+        raise DataError(
+            f"all {len(problems)} prompts are of data sets that data.leave_out names: "
+            f"{', '.join(datasets)}. Leave fewer out"
+        )
+    return kept
 
 
 def _split_with_file(

@@ -2,14 +2,15 @@
 
     {"prompt": "1 + 1 =", "response": "<think>1 and 1 are 2</think><answer>2</answer>"}
 
-``prompt`` is the question, rendered by `data.template` when it is used; ``response`` has no
-end-of-sequence token. Other keys are left alone.
+``prompt``, or ``question`` as in docs/data.md, is rendered by `data.template` when it is used;
+``response`` has no end-of-sequence token. Other keys are left alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_r1.data.json_lines import read_records, text_of
 
@@ -32,8 +33,14 @@ def read_samples(path: str | Path, *, max_lines: int | None = None) -> list[Samp
     """
     return read_records(
         path,
-        lambda record, _: Sample(text_of(record, "prompt"), text_of(record, "response")),
+        lambda record, _: sample_of(record),
         what="sample",
         way_out="Name a JSONL file with prompt and response",
         max_lines=max_lines,
     )
+
+
+def sample_of(record: dict[str, Any]) -> Sample:
+    """One record, checked; raises ValueError with what is wrong."""
+    key = "question" if "question" in record and "prompt" not in record else "prompt"
+    return Sample(text_of(record, key), text_of(record, "response"))

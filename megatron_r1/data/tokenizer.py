@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 NUM_BYTES = 256
+_SIGN = r"[0-9]| ?[-+*/=^×÷] ?"
+_WORD = _SIGN + r"| ?(?:[\u4e00-\u9fff]|[A-Za-z]+|[^\w\s])(?: (?=[0-9]))?"
+"""A word has the space before it, and the one after it only where a digit follows: digits never
+have one."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,7 @@ def train_tokenizer(
     vocab_size: int,
     directory: str | Path,
     special_tokens: Sequence[str] = TAGS,
+    split_words: bool = False,
 ) -> Tokenizer:
     """Train byte-level BPE on `texts`, save it as a Hugging Face directory, and load it back.
 
@@ -130,6 +135,8 @@ def train_tokenizer(
         texts: prompts and responses, each a text of its own, so that no token spans both.
         vocab_size: upper limit for the number of tokens; ids are 0 to that number - 1.
         special_tokens: tokens that decode to themselves, besides end-of-sequence and padding.
+        split_words: no token spans two words, and a Chinese character is a word. For texts whose
+            phrases are put together anew, where a token of a whole phrase hides what it is made of.
     Raises:
         ConfigError: the vocabulary has no room for 256 bytes and the special tokens.
     """
@@ -144,9 +151,10 @@ def train_tokenizer(
             f"{len(special_tokens)} tags, end of sequence and padding. "
             f"Set it to {vocab_size - num_free} or more"
         )
-    pre_tokenizer = _pre_tokenizer()
+    pre_tokenizer = _pre_tokenizer(_WORD if split_words else _SIGN)
     segments = _split_at(special_tokens, texts)
-    whole_pieces = _recurring_pieces(segments, pre_tokenizer, limit=num_free // 2)
+    limit = num_free if split_words else num_free // 2
+    whole_pieces = _recurring_pieces(segments, pre_tokenizer, limit=limit)
     vocab, merges = _train_bpe(segments, pre_tokenizer, num_free + NUM_BYTES - len(whole_pieces))
     for piece in whole_pieces:
         vocab.setdefault(piece, len(vocab))
@@ -167,14 +175,14 @@ def train_tokenizer(
     return load_tokenizer(directory)
 
 
-def _pre_tokenizer() -> PreTokenizer:
-    """Cuts out digits and arithmetic signs, and maps bytes to printable characters."""
+def _pre_tokenizer(pattern: str) -> PreTokenizer:
+    """Cuts out what matches, and maps bytes to printable characters."""
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
     return Sequence(
         [
-            Split(Regex(r"[0-9]| ?[-+*/=^×÷] ?"), behavior="isolated"),
+            Split(Regex(pattern), behavior="isolated"),
             ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

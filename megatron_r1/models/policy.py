@@ -24,6 +24,7 @@ from megatron_r1.config.precision import DType, PrecisionConfig
 from megatron_r1.models.heads import HEAD_PREFIX, ValueModel
 from megatron_r1.models.init import chunk_state_dict, initialize_weights
 from megatron_r1.models.kv_cache import KvCache
+from megatron_r1.models.moe import number_routers
 from megatron_r1.models.mtp import StreamModel
 from megatron_r1.models.rope import RopeTable
 from megatron_r1.models.specs import block_spec, prediction_spec, transformer_config
@@ -73,7 +74,8 @@ class Policy:
                 self._build_chunk(number).to(host.device)
                 for number in range(layout.config.virtual_pipeline)
             ]
-        for chunk in self.chunks:
+        for number, chunk in enumerate(self.chunks):
+            number_routers(chunk, first_layer=self._chunk_starts[self._place(number)])
             _mark_sharded_weights(chunk)
             _separate_expert_gradients(chunk)
             if host.device.type != "meta":
@@ -184,6 +186,8 @@ class Policy:
             context=context,
         )
         stream.positions_T = stream.take(micro.positions_T, fill=0)
+        if micro.routed_experts_TMK is not None:
+            stream.routed_experts_TMK = stream.take(micro.routed_experts_TMK, fill=-1)
         if with_mtp:
             ahead = tokens_ahead(micro, self.config.num_mtp_layers)
             stream.tokens_ahead_KT = torch.stack([stream.take(row_T, fill=0) for row_T in ahead])

@@ -161,6 +161,10 @@ class Judge:
         )
         return self._judge(prompt, parse_correctness, sample)
 
+    def ask(self, prompt: str, *, sample: int = 0) -> Judgement:
+        """A text of its own: the verdict is what it wrote, if it came to an end."""
+        return self._judge(prompt, parse_text, sample)
+
     def map_compare(self, cases: Sequence[tuple[str, str, str, int]]) -> list[Judgement]:
         """`compare` for many (question, answer A, answer B, sample), several requests at once."""
         with ThreadPoolExecutor(max_workers=self._config.max_parallel) as pool:
@@ -294,6 +298,13 @@ def parse_correctness(text: str, finish_reason: str) -> tuple[Kind, str]:
     verdicts = {verdict.lower() for verdict in _CORRECTNESS.findall(text)}
     if len(verdicts) == 1:
         return Kind.verdict, verdicts.pop()
+    return _without_verdict(text, finish_reason), ""
+
+
+def parse_text(text: str, finish_reason: str) -> tuple[Kind, str]:
+    """All of the reply; none where it was cut off, or says nothing."""
+    if text.strip() and finish_reason != "length":
+        return Kind.verdict, text
     return _without_verdict(text, finish_reason), ""
 
 

@@ -17,6 +17,7 @@ from megatron_r1.rewards.format import tag_format
 from megatron_r1.rewards.language import language
 from megatron_r1.rewards.length import length
 from megatron_r1.rewards.overlong import overlong
+from megatron_r1.rewards.readable import readable
 from megatron_r1.rewards.repetition import repetition
 from megatron_r1.types import Prompt, Reward, Rollout, RolloutGroup
 
@@ -29,6 +30,12 @@ RULES: dict[str, Callable[..., tuple[float, str]]] = {
     "language": language,
     "repetition": repetition,
     "overlong": overlong,
+    "readable": readable,
 }
-SETTINGS = {"accuracy": "sandbox", "repetition": "repetition", "overlong": "overlong"}
+SETTINGS = {
+    "accuracy": "sandbox",
+    "repetition": "repetition",
+    "overlong": "overlong",
+    "readable": "readability",
+}
 GROUP_RULES: dict[str, GroupRule] = {"length": length}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from megatron_r1.config.model import ModelConfig
 from megatron_r1.config.rollout import SglangConfig
@@ -40,6 +40,7 @@ class RemoteServers:
         self._model = model
         self._nodes = range(num_nodes)
         self._show_progress = show_progress
+        self._attempt = -1
         self._seen: set[str] = set()
         self._closed = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="rollout-nodes", daemon=True)
@@ -58,20 +59,27 @@ class RemoteServers:
     def num_restarts(self) -> int:
         return sum(report.num_restarts for report in self._reports())
 
-    def bring_up(self, weights: Weights) -> list[str]:
+    def bring_up(self, weights: Weights, at_fault: Sequence[str] = ()) -> list[str]:
         """Have every node bring up its servers. From now on these are started from `weights`.
 
+        Args:
+            at_fault: those that are started anew whatever they answer.
         Returns: URLs of those that were just started from them; the others hold what they held.
         Raises:
             EngineError: a node gave up, or said nothing for `rollout.start_timeout_s`.
         """
-        self._board.want(weights)
+        self._attempt += 1
+        self._board.want(weights, attempt=self._attempt, at_fault=at_fault)
         started_s = time.monotonic()
+
+        def is_up(node: NodeReport) -> bool:
+            return (node.label, node.attempt) == (weights.label, self._attempt)
+
         count = len(self._nodes)
         with Progress(
             count, "nodes", "waiting for rollout nodes", every_s=5.0, enabled=self._show_progress
         ) as progress:
-            while (ready := self._count(lambda node: node.label == weights.label)) < count:
+            while (ready := self._count(is_up)) < count:
                 progress.update(ready)
                 if time.monotonic() - started_s > self._config.start_timeout_s:
                     raise EngineError(
@@ -95,10 +103,12 @@ class RemoteServers:
         self._reports()
 
     def pause(self, urls: Iterable[str]) -> None:
+        self._board.hold(True)
         pause_servers(urls)
 
     def resume(self, urls: Iterable[str]) -> None:
         resume_servers(urls)
+        self._board.hold(False)
 
     def close(self) -> None:
         """Ask the nodes to end their servers, and wait until they have."""

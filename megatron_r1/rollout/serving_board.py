@@ -5,12 +5,14 @@ Files of a directory that all nodes share, each written by one side and replaced
     wanted.json    trainer: from which weights servers are started, and what they are called
     node_<i>.json  serving node i: its servers, and which weights they were last brought up for
     beat           trainer: a number that changes while it lives
+    paused         trainer: servers are paused, while it is there
     end            trainer: no more rollouts
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,6 +37,8 @@ class NodeReport:
     num_restarts: int = 0
     failure: str | None = None
     """Why it gave up."""
+    attempt: int = 0
+    """The trainer's, at the weights with this label, that is answered."""
     has_ended: bool = False
     """Its servers are gone, as they were asked to be."""
 
@@ -45,15 +49,36 @@ class ServingBoard:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def want(self, weights: Weights) -> None:
+    def want(self, weights: Weights, *, attempt: int = 0, at_fault: Sequence[str] = ()) -> None:
+        """`attempt` differs where the same weights are wanted again; see `Servers.bring_up`."""
         write_json(
             self.directory / "wanted.json",
-            {"directory": str(weights.directory), "label": weights.label},
+            {
+                "directory": str(weights.directory),
+                "label": weights.label,
+                "attempt": attempt,
+                "at_fault": list(at_fault),
+            },
         )
 
     def wanted(self) -> Weights | None:
         found = _read(self.directory / "wanted.json")
         return found and Weights(Path(found["directory"]), found["label"])
+
+    def wanted_again(self) -> tuple[int, list[str]]:
+        """Number of the attempt at these weights, and URLs of the servers that are at fault."""
+        found = _read(self.directory / "wanted.json") or {}
+        return found.get("attempt", 0), found.get("at_fault", [])
+
+    def hold(self, paused: bool) -> None:
+        """Say that servers are paused, or no longer: they answer to orders alone."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / "paused"
+        path.touch() if paused else path.unlink(missing_ok=True)
+
+    @property
+    def is_held(self) -> bool:
+        return (self.directory / "paused").exists()
 
     def report(self, node: int, report: NodeReport) -> None:
         write_json(self._node(node), asdict(report))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_r1.checkpoint.hf_coverage import is_hf_directory
@@ -15,7 +15,6 @@ from megatron_r1.checkpoint.record import (
     resolve_checkpoint,
 )
 from megatron_r1.checkpoint.store import CheckpointStore, LoopState, load_weights
-from megatron_r1.config.cluster import SlurmConfig
 from megatron_r1.config.model import Head
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.reward import RewardConfig
@@ -36,9 +35,9 @@ from megatron_r1.rollout.engine import RolloutEngine
 from megatron_r1.rollout.inprocess import InProcessEngine
 from megatron_r1.rollout.remote_servers import RemoteServers
 from megatron_r1.rollout.servers import Servers
-from megatron_r1.rollout.serving_board import BOARD, ENGINE, ServingBoard
 from megatron_r1.rollout.sglang import SglangEngine
 from megatron_r1.signals import terminate_later
+from megatron_r1.stages.rollout_engine import rollout_servers, weight_transport
 from megatron_r1.telemetry.recorder import Recorder
 from megatron_r1.telemetry.restarts import name_of_start
 from megatron_r1.telemetry.run_dir import RunDir
@@ -46,7 +45,6 @@ from megatron_r1.telemetry.watchdog import Watchdog
 from megatron_r1.trainers.critic import Critic
 from megatron_r1.trainers.job import Job
 from megatron_r1.trainers.megatron_step import MegatronStep
-from megatron_r1.weights.directory_transport import DirectoryTransport
 from megatron_r1.weights.publish import Publisher
 from megatron_r1.weights.transport import WeightTransport
 
@@ -62,6 +60,8 @@ class Session:
     job: Job
     servers: Servers | RemoteServers | None = None
     """On the main rank, where rollouts come from servers; none is started before it is needed."""
+    opened: ExitStack = field(default_factory=ExitStack)
+    """What is closed at the end of the session, before the servers end."""
 
     def policy(self, tokenizer: Tokenizer, head: Head = Head.vocabulary) -> Policy:
         """A policy with weights drawn from the run's seed."""
@@ -91,17 +91,13 @@ class Session:
                 max_prefill_tokens=self.config.parallel.max_tokens_per_microbatch,
             )
         if transport is None:
-            transport = self.directory_transport(policy, tokenizer)
+            transport = weight_transport(policy, tokenizer, config, self.run_dir)
         publisher = Publisher(transport, self.servers, config)
-        return SglangEngine(config, policy.config, self.layout, tokenizer, publisher, self.servers)
-
-    def directory_transport(self, policy: Policy, tokenizer: Tokenizer) -> DirectoryTransport:
-        return DirectoryTransport(
-            policy,
-            tokenizer,
-            self.run_dir / ENGINE / "weights",
-            timeout_s=self.config.rollout.publish_timeout_s,
+        engine = SglangEngine(
+            config, policy.config, self.layout, tokenizer, publisher, self.servers
         )
+        self.opened.callback(engine.close)
+        return engine
 
     def store(self, run_dir: Path, stage: StageConfig, tokenizer: Tokenizer) -> CheckpointStore:
         return CheckpointStore(
@@ -251,7 +247,11 @@ def open_reader(config: RunConfig) -> Iterator[Session]:
             stragglers_every_steps=config.telemetry.stragglers_every_steps,
         )
         try:
-            with rollout_servers(config, host) as servers, terminate_later():
+            with (
+                rollout_servers(config, host) as servers,
+                ExitStack() as opened,
+                terminate_later(),
+            ):
                 yield Session(
                     config=config,
                     host=host,
@@ -259,52 +259,13 @@ def open_reader(config: RunConfig) -> Iterator[Session]:
                     run_dir=config.run.dir,
                     job=job,
                     servers=servers,
+                    opened=opened,
                 )
         finally:
             leave_layout()
     finally:
         stop_process_group()
         watchdog.stop()
-
-
-@contextmanager
-def rollout_servers(config: RunConfig, host: Host) -> Iterator[Servers | RemoteServers | None]:
-    """Servers on the main rank, where the configuration wants any; they end with the block."""
-    if not isinstance(config.rollout, SglangConfig):
-        yield None
-        return
-    opened: list[Servers | RemoteServers] = []
-
-    def open_them() -> None:
-        engine_dir, cluster = config.run.dir / ENGINE, config.cluster
-        if isinstance(cluster, SlurmConfig) and cluster.rollout_nodes:
-            opened.append(
-                RemoteServers(
-                    ServingBoard(engine_dir / BOARD / name_of_start()),
-                    config.rollout,
-                    config.model,
-                    num_nodes=cluster.rollout_nodes,
-                    show_progress=config.telemetry.progress,
-                )
-            )
-            return
-        opened.append(
-            Servers(
-                config.rollout,
-                config.model,
-                dtype=config.precision.dtype.value,
-                log_dir=engine_dir,
-                on_cuda=host.is_cuda,
-                show_progress=config.telemetry.progress,
-            )
-        )
-
-    on_main_rank(open_them)
-    try:
-        yield opened[0] if opened else None
-    finally:
-        for servers in opened:
-            servers.close()
 
 
 def check_not_past(step: int, num_steps: int, run_dir: Path) -> None:

@@ -14,6 +14,8 @@ from megatron_r1.config.stage import TinyBaseConfig
 from megatron_r1.data.corpus import write_corpus
 from megatron_r1.data.examples import Example, response_row
 from megatron_r1.data.prompts import open_corpus
+from megatron_r1.data.samples import read_samples
+from megatron_r1.data.templates import render
 from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from megatron_r1.parallel.exchange import on_main_rank
 from megatron_r1.stages.session import Session, check_not_past
@@ -30,7 +32,9 @@ def run_tiny_base(session: Session, stage: TinyBaseConfig, run_dir: Path) -> Meg
     """Train, or go on training, in `run_dir`. Returns the model as it ended."""
     config = session.config
     documents = corpus(session, stage)
-    tokenizer = tiny_tokenizer(documents, run_dir / "tokenizer", config.model.vocab_size)
+    tokenizer = tiny_tokenizer(
+        documents, run_dir / "tokenizer", config.model.vocab_size, split_words=stage.split_words
+    )
     megatron_step = session.megatron_step(
         tokenizer, stage.optimizer, mtp_loss=config.model.mtp_loss
     )
@@ -69,9 +73,13 @@ def run_tiny_base(session: Session, stage: TinyBaseConfig, run_dir: Path) -> Meg
 def corpus(session: Session, stage: TinyBaseConfig) -> list[tuple[str, str]]:
     """Prompt and response of every document; the same on every rank.
 
-    A problem returns with another response in each epoch, until there are `stage.num_documents`.
+    Without a file of them, a problem returns with another response in each epoch, until there are
+    `stage.num_documents`.
     """
     config = session.config
+    if stage.documents is not None:
+        samples = read_samples(stage.documents)
+        return [(render(config.data.template, s.prompt), s.response) for s in samples]
     problems = open_corpus(config.data)
     epochs = -(-stage.num_documents // len(problems))
     documents = [
@@ -88,7 +96,11 @@ def corpus(session: Session, stage: TinyBaseConfig) -> list[tuple[str, str]]:
 
 
 def tiny_tokenizer(
-    documents: Sequence[tuple[str, str]], directory: Path, vocab_size: int
+    documents: Sequence[tuple[str, str]],
+    directory: Path,
+    vocab_size: int,
+    *,
+    split_words: bool = False,
 ) -> Tokenizer:
     """A small byte-level BPE, trained once by the main rank and kept beside the run."""
 
@@ -99,7 +111,7 @@ def tiny_tokenizer(
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         texts = [text for document in documents for text in document]
-        train_tokenizer(texts, vocab_size=vocab_size, directory=draft)
+        train_tokenizer(texts, vocab_size=vocab_size, directory=draft, split_words=split_words)
         draft.rename(directory)
 
     on_main_rank(train)

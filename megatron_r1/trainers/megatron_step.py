@@ -26,6 +26,7 @@ from torch import Tensor
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.models.policy import Policy
 from megatron_r1.models.stream import TokenStream
+from megatron_r1.parallel.layout import Axis
 from megatron_r1.trainers.micro_batches import OnMicroBatch, plan_micro_batches, run_micro_batches
 from megatron_r1.trainers.output_losses import OutputLoss, TokenLoss, on_logprobs
 from megatron_r1.types import MicroBatch, StepResult, TrainBatch
@@ -153,24 +154,33 @@ class MegatronStep:
         layout = self.policy.layout
         metrics: list[dict[str, float] | None] = [None]
         if layout.is_last_stage:
-            names = sorted(outputs[0])
-            sums = torch.stack(
-                [
-                    torch.stack([torch.stack(output[name]) for output in outputs]).sum(0)
-                    for name in names
-                ]
-            ).double()
-            dist.all_reduce(sums, group=layout.dp.group)
-            metrics = [
-                {
-                    name: numerator / denominator if denominator else numerator
-                    for name, (numerator, denominator) in zip(names, sums.tolist(), strict=True)
-                }
-            ]
+            metrics = [_over_replicas(outputs, layout.dp)]
         if layout.pp.size > 1:
             last = dist.get_global_rank(layout.pp.group, layout.pp.size - 1)
             dist.broadcast_object_list(metrics, src=last, group=layout.pp.group)
         return metrics[0]
+
+
+def _over_replicas(outputs: list[dict[str, Any]], dp: Axis) -> dict[str, float]:
+    """Metrics of the step from those of this replica's micro-batches."""
+    names = sorted(outputs[0])
+    maxima = [name for name in names if name.endswith("_max")]
+    names = [name for name in names if name not in maxima]
+    sums = torch.stack(
+        [torch.stack([torch.stack(output[name]) for output in outputs]).sum(0) for name in names]
+    ).double()
+    dist.all_reduce(sums, group=dp.group)
+    metrics = {
+        name: numerator / denominator if denominator else numerator
+        for name, (numerator, denominator) in zip(names, sums.tolist(), strict=True)
+    }
+    if maxima:
+        largest = torch.stack(
+            [torch.stack([output[name][0] for output in outputs]).max() for name in maxima]
+        ).double()
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=dp.group)
+        metrics |= dict(zip(maxima, largest.tolist(), strict=True))
+    return metrics
 
 
 def _sum_gradients(model: list[Any], num_tokens: Tensor | None, **kwargs: Any) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from megatron_r1.algos.distill import teacher_divergence
 from megatron_r1.algos.logprobs import align_to_tokens, next_tokens, target_logprobs
 from megatron_r1.algos.mtp import mtp_loss as loss_ahead
 from megatron_r1.algos.reduce import mean_parts
+from megatron_r1.algos.sampling_mask import kept_columns
 from megatron_r1.config.algo import DistillLogitsConfig
 from megatron_r1.models.policy import Policy
 from megatron_r1.models.stream import TokenStream
@@ -98,6 +100,16 @@ def token_logprobs(
     """logprobs_T and entropy_T of all tokens of the micro-batch, on every context rank; from the
     logits of the tokens that this one holds, each of which predicts `steps` ahead."""
     tp = policy.layout.tp
+    if micro.kept_counts_T is not None and steps == 1:
+        everywhere = torch.arange(micro.tokens_T.numel(), device=micro.tokens_T.device)
+        kept_tv = kept_columns(
+            micro.kept_counts_T,
+            micro.kept_ids_J,
+            stream.take(next_tokens(everywhere), fill=-1),
+            vocab_start=tp.rank * logits_tv.shape[-1],
+            num_columns=logits_tv.shape[-1],
+        )
+        logits_tv = logits_tv.masked_fill(~kept_tv, -torch.inf)
     logprobs_t, entropy_t = target_logprobs(
         logits_tv,
         stream.take(next_tokens(micro.tokens_T, steps=steps), fill=0),

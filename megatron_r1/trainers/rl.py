@@ -24,7 +24,12 @@ from megatron_r1.trainers.job import stop_if_asked
 from megatron_r1.trainers.minibatches import Minibatch, split_phase, train_rows
 from megatron_r1.trainers.phase_advantages import complete_advantages
 from megatron_r1.trainers.rl_parts import RlConfig, RlParts
-from megatron_r1.trainers.sampling import Phase, sample_and_score, sample_phase
+from megatron_r1.trainers.sampling import (
+    Phase,
+    sample_and_score,
+    sample_phase,
+    start_phase_ahead,
+)
 from megatron_r1.trainers.schedule import learning_rate
 from megatron_r1.trainers.watch import RewardHackError, monitor_metrics, observe, stop_message
 from megatron_r1.types import ScoredGroup, StepResult, TrainBatch
@@ -61,6 +66,8 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
         state = watching
         metrics = sum_pairs(phase.metrics, policy.layout.dp_cp)
         recorder.phase(phase.sampled, metrics | watched | dict(published))
+        if config.rollout.steps_ahead and phase_start + stage.steps_per_phase < stage.num_steps:
+            start_phase_ahead(parts, config)
         minibatches = deal(parts, config, phase.kept, phase_start)
         with recorder.timed("time/logprobs_s"):
             minibatches = [
@@ -130,7 +137,7 @@ def deal(
     policy = parts.megatron_step.policy
     return split_phase(
         train_rows(kept, config.algo),
-        num_minibatches=config.stage.steps_per_phase,
+        num_minibatches=config.stage.steps_in_phase(phase_start),
         seed=(config.seed, phase_start),
         config=config.algo,
         max_response_tokens=config.rollout.max_response_tokens,
@@ -152,16 +159,16 @@ def add_logprobs(
     compute = partial(
         row_logprobs,
         parts.megatron_step.policy,
-        minibatch.batch,
         temperature=config.rollout.temperature,
         on_micro_batch=parts.recorder.on_micro_batch("log-probabilities"),
     )
     none = [None] * len(rows)
     needs_old = not is_first or config.algo.kl_place is not KlPlace.loss
-    old = compute() if needs_old else none
+    old = compute(minibatch.batch) if needs_old else none
     if keep_reference:
+        own = [dataclasses.replace(row, routed_experts_LMK=None) for row in rows]
         with parts.bank.use(REFERENCE):
-            reference = compute()
+            reference = compute(TrainBatch(rows=tuple(own)))
     else:
         reference = none
     filled = tuple(

@@ -23,7 +23,7 @@ from megatron_r1.trainers.reward_parts import RewardModels
 
 @dataclass(frozen=True)
 class RlParts:
-    """What the loop works with; built by `stages/r1_zero.py`."""
+    """What the loop works with; built by `stages/rl.py`."""
 
     megatron_step: MegatronStep
     bank: WeightBank

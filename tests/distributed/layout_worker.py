@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -103,8 +104,53 @@ def own_batch(step: Any) -> Any:
     """This replica's rows: every dp-th, so that replicas differ in tokens and micro-batches."""
     from megatron_r1.types import TrainBatch
 
-    dp = step.policy.layout.dp
-    return TrainBatch(rows=tuple(rows(step.policy.config.vocab_size)[dp.rank :: dp.size]))
+    dp, config = step.policy.layout.dp, step.policy.config
+    every = with_masks(with_routing(rows(config.vocab_size), config), config.vocab_size)
+    return TrainBatch(rows=tuple(every[dp.rank :: dp.size]))
+
+
+def with_masks(some_rows: list[Any], vocab_size: int) -> list[Any]:
+    """Every third row was drawn from 41 tokens at each of its trainable places."""
+    generator = torch.Generator().manual_seed(2)
+    gain = math.log(vocab_size / 41)  # of the probabilities, among so few
+    result = []
+    for number, row in enumerate(some_rows):
+        if number % 3 == 1:
+            kept = [
+                torch.cat(
+                    [token[None], torch.randperm(vocab_size, generator=generator)[:41]]
+                ).unique()
+                for token in row.tokens_L[row.loss_mask_L]
+            ]
+            counts_L = torch.zeros(row.num_tokens, dtype=torch.int64)
+            counts_L[row.loss_mask_L] = torch.tensor([len(ids) for ids in kept])
+            row = dataclasses.replace(
+                row,
+                kept_counts_L=counts_L,
+                kept_ids_J=torch.cat(kept),
+                logprobs_rollout_L=row.logprobs_rollout_L + gain,
+                logprobs_old_L=row.logprobs_old_L + gain,
+                logprobs_ref_L=row.logprobs_ref_L + gain,
+            )
+        result.append(row)
+    return result
+
+
+def with_routing(some_rows: list[Any], config: Any) -> list[Any]:
+    """Every other row has experts drawn at random for all of its tokens but the last, in the place
+    of the router's choices."""
+    if not hasattr(config, "num_experts"):
+        return some_rows
+    generator = torch.Generator().manual_seed(1)
+    result = []
+    for number, row in enumerate(some_rows):
+        if number % 2:
+            shape = (row.num_tokens, config.num_layers, config.num_experts)
+            drawn = torch.rand(shape, generator=generator).topk(config.experts_per_token).indices
+            drawn[-1] = -1
+            row = dataclasses.replace(row, routed_experts_LMK=drawn.to(torch.int16))
+        result.append(row)
+    return result
 
 
 def loss_function() -> Any:

@@ -1,0 +1,107 @@
+"""Rejection sampling: which samples are learned from, and why others are not.
+
+A sample is a line of `stages/collect.py`: its prompt, its text, and what rules said of it. All of
+this is a function of the lines alone, so that a run started again makes the same files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_r1.telemetry.table import render_table
+
+NEEDED = ("accuracy", "judged", "format", "readable")
+"""Parts that must be 1 where a sample has them."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What came of samples."""
+
+    kept: list[dict[str, Any]]
+    dropped: list[tuple[dict[str, Any], str]]
+    """Sample and reason."""
+
+
+def fault_of(sample: Mapping[str, Any]) -> str:
+    """Why a sample is not learned from; empty: it is."""
+    parts, reasons = sample["parts"], sample["reasons"]
+    for name in NEEDED:
+        if parts.get(name, 1.0) < 1.0:
+            # A reason's beginning is its kind; what follows differs from sample to sample.
+            kind = reasons.get(name, "").partition(":")[0] if name == "readable" else ""
+            return f"{name}: {kind}" if kind else name
+    if "accuracy" not in parts and "judged" not in parts:
+        return "no verdict"
+    return ""
+
+
+def select(samples: Iterable[Mapping[str, Any]], *, keep_per_prompt: int = 0) -> Selection:
+    """The samples without a fault; of each prompt the first `keep_per_prompt`, 0: all, and none
+    twice."""
+    kept: list[dict[str, Any]] = []
+    dropped: list[tuple[dict[str, Any], str]] = []
+    seen: dict[int, set[str]] = {}
+    for sample in map(dict, samples):
+        texts = seen.setdefault(sample["draw"], set())
+        fault = fault_of(sample)
+        if not fault and sample["response"] in texts:
+            fault = "the same text again"
+        if not fault and keep_per_prompt and len(texts) >= keep_per_prompt:
+            fault = "enough of this prompt"
+        if fault:
+            dropped.append((sample, fault))
+        else:
+            texts.add(sample["response"])
+            kept.append(sample)
+    return Selection(kept=kept, dropped=dropped)
+
+
+def trim_to_ratio(
+    reasoning: Sequence[dict[str, Any]], general: Sequence[dict[str, Any]], ratio: float
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """As many of both as `ratio` samples of reasoning for each general one leave; 0 keeps all.
+
+    Which ones go is decided by a hash of each, and the rest keep their order.
+    """
+    if ratio == 0 or not reasoning or not general:
+        return list(reasoning), list(general)
+    num_general = min(len(general), max(1, round(len(reasoning) / ratio)))
+    num_reasoning = min(len(reasoning), max(1, round(num_general * ratio)))
+    return _first_by_hash(reasoning, num_reasoning), _first_by_hash(general, num_general)
+
+
+def split_heldout(
+    examples: Sequence[dict[str, Any]], frac: float
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(training, held out): about `frac` of the questions, with all of their examples."""
+    train = [e for e in examples if _unit_hash(e["question"]) >= frac]
+    heldout = [e for e in examples if _unit_hash(e["question"]) < frac]
+    return (train, heldout) if train else (heldout, [])
+
+
+def selection_table(num_samples: int, dropped: Mapping[str, int], num_kept: int) -> str:
+    """What became of samples, by reason."""
+    rows = [["samples", str(num_samples)]]
+    rows += [[f"dropped: {reason}", str(count)] for reason, count in dropped.items()]
+    return render_table(["", "count"], [*rows, ["kept", str(num_kept)]])
+
+
+def count_reasons(dropped: Iterable[tuple[Any, str]]) -> dict[str, int]:
+    """How often each reason occurs, the most frequent first."""
+    return dict(Counter(reason for _, reason in dropped).most_common())
+
+
+def _first_by_hash(items: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    keys = [_unit_hash(f"{item['question']}\n{item['response']}") for item in items]
+    chosen = set(sorted(range(len(items)), key=lambda index: (keys[index], index))[:count])
+    return [item for index, item in enumerate(items) if index in chosen]
+
+
+def _unit_hash(text: str) -> float:
+    digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

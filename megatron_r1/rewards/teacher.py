@@ -1,0 +1,121 @@
+"""A model behind an OpenAI-compatible endpoint that writes responses to learn from.
+
+DeepSeek-R1 (arXiv:2501.12948v2) had DeepSeek-V3 rewrite R1-Zero's samples (B.3.2, Listing 1), show
+it examples of long chains of thought, and think before it answers what is no reasoning (B.3.3).
+What it writes is never trusted: rules look at it as at any other sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from megatron_r1.config.sft import TeacherConfig
+from megatron_r1.data.samples import Sample
+from megatron_r1.data.templates import ANSWER, END_ANSWER, END_THINK, THINK
+from megatron_r1.errors import EngineError
+from megatron_r1.rewards.judge import Judge, Kind
+
+_MAX_LOST = 0.05
+"""Our choice: share of requests that may come to nothing before the run ends."""
+_PATTERN = (
+    f"Write {THINK}, the thought, {END_THINK}, then {ANSWER}, the summary, {END_ANSWER}, and "
+    "nothing else. The thought is long and detailed, in the first person, and checks itself. The "
+    "summary is what a user reads: how the result is found, briefly, and the result"
+)
+_REWRITE = """\
+Rewrite the response below so that a person likes to read it, in the language of the question.
+Stay faithful to its reasoning and its result; put a final result into \\boxed{{}}.
+{pattern}.
+
+<question>
+{question}
+</question>
+<response>
+{response}
+</response>
+"""
+_FEW_SHOT = """\
+Answer the last question in the manner of the examples, in the language of the question.
+{pattern}, with the final result in \\boxed{{}}.
+
+{examples}<question>
+{question}
+</question>
+"""
+_EXAMPLE = "<question>\n{question}\n</question>\n<response>\n{response}\n</response>\n\n"
+_THINK_FIRST = """\
+Write down the thought that leads to this answer, in the language of the question: what the user
+wants, and what a good answer needs. Write the thought alone, without the answer.
+
+<question>
+{question}
+</question>
+<answer>
+{answer}
+</answer>
+"""
+
+
+class Teacher:
+    """Every reply is kept on disk where `cache_path` says so: asked again, it costs nothing."""
+
+    def __init__(self, config: TeacherConfig) -> None:
+        self._judge = Judge(config)
+        self._config = config
+
+    def rewrite(self, cases: Sequence[tuple[str, str]]) -> list[str | None]:
+        """Responses to (question, response), with a thought and a summary; None where none came."""
+        return self._ask(
+            [
+                _REWRITE.format(pattern=_PATTERN, question=question, response=response)
+                for question, response in cases
+            ]
+        )
+
+    def answer(self, questions: Sequence[str], examples: Sequence[Sample]) -> list[str | None]:
+        """Responses in the manner of the examples; None where none came."""
+        shown = "".join(_EXAMPLE.format(question=e.prompt, response=e.response) for e in examples)
+        return self._ask(
+            [
+                _FEW_SHOT.format(pattern=_PATTERN, examples=shown, question=question)
+                for question in questions
+            ]
+        )
+
+    def think_first(self, cases: Sequence[tuple[str, str]]) -> list[str | None]:
+        """The same answers to (question, answer), behind a thought; None where none came."""
+        prompts = [_THINK_FIRST.format(question=q, answer=answer) for q, answer in cases]
+        tags = (THINK, END_THINK, ANSWER, END_ANSWER)
+        responses: list[str | None] = []
+        for thought, (_, answer) in zip(self._ask(prompts), cases, strict=True):
+            for tag in tags:
+                thought = thought and thought.replace(tag, "")
+            thought = thought and thought.strip()
+            responses.append(with_thought(thought, answer) if thought else None)
+        return responses
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Counts by kind, tokens and seconds of this object's requests."""
+        return {
+            name.replace("judge/", "teacher/"): value for name, value in self._judge.metrics.items()
+        }
+
+    def _ask(self, prompts: Sequence[str]) -> list[str | None]:
+        with ThreadPoolExecutor(max_workers=self._config.max_parallel) as pool:
+            found = list(pool.map(self._judge.ask, prompts))
+        lost = [reply for reply in found if reply.kind in (Kind.failed, Kind.timeout)]
+        if len(lost) > _MAX_LOST * len(found):
+            raise EngineError(
+                f"the teacher at {self._config.base_url} did not answer {len(lost)} of "
+                f"{len(found)} requests; the first: {lost[0].text}. Start it, or set "
+                "stage.teacher.base_url, timeout_s and max_retries. What it did answer is kept "
+                "where stage.teacher.cache_path says"
+            )
+        return [reply.verdict.strip() or None for reply in found]
+
+
+def with_thought(thought: str, answer: str) -> str:
+    """One response, in the tags that the rules look for."""
+    return f"{THINK}{thought}{END_THINK}{ANSWER}{answer}{END_ANSWER}"

@@ -1,0 +1,144 @@
+"""Cold start: chains of thought that are right and readable, and SFT of the base on them
+(arXiv:2501.12948v2 section 3.1, B.3.2).
+
+They come from R1-Zero at temperature 1.0; from a teacher that rewrites what R1-Zero got right; and
+from a teacher that is shown a few examples, for prompts that have none so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_r1.config.sft import R1Stage1Config
+from megatron_r1.data.rejection import Selection, select
+from megatron_r1.data.samples import read_samples
+from megatron_r1.parallel.exchange import on_main_rank
+from megatron_r1.rewards.scorer import RewardScorer
+from megatron_r1.rewards.teacher import Teacher
+from megatron_r1.stages.collect import (
+    filter_rules,
+    first_prompts,
+    read_parts,
+    sample_parts,
+    score_texts,
+)
+from megatron_r1.stages.session import Session
+from megatron_r1.stages.sft import fine_tune
+from megatron_r1.stages.sft_set import (
+    HELDOUT,
+    MANIFEST,
+    TRAIN,
+    example_of,
+    version_of,
+    write_set,
+)
+from megatron_r1.trainers.megatron_step import MegatronStep
+from megatron_r1.types import Prompt
+
+_REWRITTEN, _FEW_SHOT = "teacher, rewritten", "teacher, few-shot"
+
+
+def run_r1_stage1(
+    session: Session, stage: R1Stage1Config, run_dir: Path, init_from: Path | None
+) -> MegatronStep:
+    """Collect, then train, or go on with either, in `run_dir`. Returns the model as it ended."""
+    data = run_dir / "data"
+    if not on_main_rank(lambda: (data / MANIFEST).is_file()):
+        prompts = first_prompts(session, stage.collect, Path(stage.collect.source))
+        parts = sample_parts(session, stage.collect, prompts, data / "samples")
+        session.say(on_main_rank(lambda: write_cold_start(session, stage, prompts, parts, data)))
+    heldout = on_main_rank(lambda: (data / HELDOUT).stat().st_size > 0)
+    return fine_tune(
+        session, stage, run_dir, init_from, data / TRAIN, data / HELDOUT if heldout else None
+    )
+
+
+def write_cold_start(
+    session: Session, stage: R1Stage1Config, prompts: Sequence[Prompt], parts: Path, data: Path
+) -> str:
+    """Choose, rewrite, ask; write the set. On the main rank. Returns a table of reasons."""
+    by_draw = {prompt.draw: prompt for prompt in prompts}
+    samples = read_parts(parts)
+    source = Path(stage.collect.source)
+    origin = {"model": str(source), "model_version": version_of(source)}
+    figures: dict[str, Any] = {}
+    if stage.teacher.enabled:
+        teacher = Teacher(stage.teacher)
+        with RewardScorer(filter_rules(session, stage.collect)) as scorer:
+            samples = rewrite_right_ones(stage, samples, by_draw, teacher, scorer)
+            found = select(samples, keep_per_prompt=stage.collect.keep_per_prompt)
+            if stage.few_shot:
+                asked = answer_missing(stage, found, by_draw, teacher, scorer)
+                samples, more = samples + asked, select(asked)
+                found = Selection(found.kept + more.kept, found.dropped + more.dropped)
+        figures = teacher.metrics
+    else:
+        found = select(samples, keep_per_prompt=stage.collect.keep_per_prompt)
+    examples = [
+        example_of(
+            sample,
+            by_draw[sample["draw"]],
+            seed=session.config.run.seed,
+            **(origin if "origin" not in sample else {**origin, "model": sample["origin"]}),
+        )
+        for sample in found.kept
+    ]
+    return write_set(
+        data,
+        examples,
+        found.dropped,
+        heldout_frac=stage.heldout_frac,
+        num_samples=len(samples),
+        more=figures,
+    )
+
+
+def rewrite_right_ones(
+    stage: R1Stage1Config,
+    samples: Sequence[Mapping[str, Any]],
+    by_draw: Mapping[int, Prompt],
+    teacher: Teacher,
+    scorer: RewardScorer,
+) -> list[dict[str, Any]]:
+    """Every sample as it is, but those with a right answer as the teacher writes them, scored anew.
+
+    Of each prompt no more are rewritten than are kept.
+    """
+    limit = stage.collect.keep_per_prompt or stage.collect.samples_per_prompt
+    chosen: dict[int, list[int]] = {}
+    for index, sample in enumerate(samples):
+        own = chosen.setdefault(sample["draw"], [])
+        if sample["parts"].get("accuracy", 0.0) >= 1.0 and len(own) < limit:
+            own.append(index)
+    indices = [index for own in chosen.values() for index in own]
+    cases = [(by_draw[samples[i]["draw"]], samples[i]["response"]) for i in indices]
+    texts = teacher.rewrite([(prompt.question, response) for prompt, response in cases])
+    asked = [(prompt, text or "") for (prompt, _), text in zip(cases, texts, strict=True)]
+    scored = score_texts(scorer, asked, sample=0)
+    result = [
+        dict(sample, parts={**sample["parts"], "readable": 0.0},
+             reasons={**sample["reasons"], "readable": "not rewritten"})
+        for sample in samples
+    ]  # fmt: skip
+    for index, record in zip(indices, scored, strict=True):
+        result[index] = {**record, "sample": samples[index]["sample"], "origin": _REWRITTEN}
+    return result
+
+
+def answer_missing(
+    stage: R1Stage1Config,
+    found: Selection,
+    by_draw: Mapping[int, Prompt],
+    teacher: Teacher,
+    scorer: RewardScorer,
+) -> list[dict[str, Any]]:
+    """The teacher's own answers to prompts of which nothing was kept, scored."""
+    has_one = {sample["draw"] for sample in found.kept}
+    missing = [prompt for draw, prompt in by_draw.items() if draw not in has_one]
+    examples = read_samples(str(stage.few_shot))
+    texts = teacher.answer([prompt.question for prompt in missing], examples)
+    asked = [(prompt, text or "") for prompt, text in zip(missing, texts, strict=True)]
+    scored = score_texts(scorer, asked, sample=stage.collect.samples_per_prompt)
+    return [{**record, "origin": _FEW_SHOT} for record in scored]

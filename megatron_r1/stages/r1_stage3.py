@@ -1,0 +1,129 @@
+"""Rejection sampling from stage 2's model, and SFT of the base on what is kept
+(arXiv:2501.12948v2 section 3.2.1 and B.3.3).
+
+Reasoning: several samples of each prompt, the right and readable ones; a judge with the reference
+answer decides where no rule can. Others: a file of samples, with a thought where one helps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_r1.config.sft import R1Stage3Config
+from megatron_r1.data.rejection import select, trim_to_ratio
+from megatron_r1.data.samples import read_samples
+from megatron_r1.data.templates import THINK
+from megatron_r1.parallel.exchange import on_main_rank
+from megatron_r1.rewards.judge import Judge, Kind
+from megatron_r1.rewards.language import words_of
+from megatron_r1.rewards.reasoning import final_part_of
+from megatron_r1.rewards.teacher import Teacher
+from megatron_r1.stages.collect import first_prompts, read_parts, sample_parts
+from megatron_r1.stages.session import Session
+from megatron_r1.stages.sft import fine_tune
+from megatron_r1.stages.sft_set import (
+    HELDOUT,
+    MANIFEST,
+    TRAIN,
+    example_of,
+    version_of,
+    write_set,
+)
+from megatron_r1.trainers.megatron_step import MegatronStep
+from megatron_r1.types import Prompt
+
+
+def run_r1_stage3(
+    session: Session, stage: R1Stage3Config, run_dir: Path, init_from: Path | None
+) -> MegatronStep:
+    """Sample, then train, or go on with either, in `run_dir`. Returns the model as it ended."""
+    data = run_dir / "data"
+    if not on_main_rank(lambda: (data / MANIFEST).is_file()):
+        prompts = first_prompts(session, stage.collect, Path(stage.collect.source))
+        parts = sample_parts(session, stage.collect, prompts, data / "samples")
+        session.say(on_main_rank(lambda: write_sft_set(session, stage, prompts, parts, data)))
+    heldout = on_main_rank(lambda: (data / HELDOUT).stat().st_size > 0)
+    return fine_tune(
+        session, stage, run_dir, init_from, data / TRAIN, data / HELDOUT if heldout else None
+    )
+
+
+def write_sft_set(
+    session: Session, stage: R1Stage3Config, prompts: Sequence[Prompt], parts: Path, data: Path
+) -> str:
+    """Judge, choose, mix; write the set. On the main rank. Returns a table of reasons."""
+    by_draw = {prompt.draw: prompt for prompt in prompts}
+    samples = with_verdicts(read_parts(parts), by_draw, Judge(session.config.judge))
+    found = select(samples, keep_per_prompt=stage.collect.keep_per_prompt)
+    source = Path(stage.collect.source)
+    origin = {"model": str(source), "model_version": version_of(source)}
+    seed = session.config.run.seed
+    reasoning = [
+        example_of(sample, by_draw[sample["draw"]], seed=seed, **origin) for sample in found.kept
+    ]
+    general, figures = general_examples(stage)
+    all_found = {"reasoning, all": len(reasoning), "general, all": len(general)}
+    reasoning, general = trim_to_ratio(reasoning, general, stage.reasoning_per_general)
+    figures |= {**all_found, "reasoning": len(reasoning), "general": len(general)}
+    return write_set(
+        data,
+        [*reasoning, *general],
+        found.dropped,
+        heldout_frac=stage.heldout_frac,
+        num_samples=len(samples),
+        more=figures,
+    )
+
+
+def with_verdicts(
+    samples: Sequence[dict[str, Any]], by_draw: Mapping[int, Prompt], judge: Judge
+) -> list[dict[str, Any]]:
+    """The same samples; readable ones without an accuracy get the judge's verdict as ``judged``."""
+    asked = [
+        sample
+        for sample in samples
+        if "accuracy" not in sample["parts"] and sample["parts"].get("readable", 0.0) >= 1.0
+    ]
+    cases = [
+        (prompt.question, prompt.answer, final_part_of(sample["response"]), sample["sample"])
+        for sample in asked
+        for prompt in (by_draw[sample["draw"]],)
+    ]
+    for sample, found in zip(asked, judge.map_correct(cases) if cases else [], strict=True):
+        if found.kind in (Kind.verdict, Kind.not_an_answer):
+            sample["parts"]["judged"] = float(found.verdict == "correct")
+    return list(samples)
+
+
+def general_examples(stage: R1Stage3Config) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What is no reasoning, by the schema of docs/data.md, and the teacher's figures."""
+    if stage.general is None:
+        return [], {}
+    samples = read_samples(stage.general)
+    responses = [sample.response for sample in samples]
+    figures: dict[str, Any] = {}
+    if stage.teacher.enabled:
+        teacher = Teacher(stage.teacher)
+        bare = [
+            index
+            for index, sample in enumerate(samples)
+            if THINK not in sample.response and len(words_of(sample.prompt)) > stage.simple_words
+        ]
+        cases = [(samples[index].prompt, samples[index].response) for index in bare]
+        for index, response in zip(bare, teacher.think_first(cases), strict=True):
+            responses[index] = response or responses[index]
+        figures = teacher.metrics
+    stem = Path(stage.general).stem
+    examples = [
+        {
+            "id": f"{stem}/{number}",
+            "question": sample.prompt,
+            "response": response,
+            "dataset": "general",
+            "lineage": {"prompt_id": f"{stem}/{number}", "source": stage.general, "line": number},
+        }
+        for number, (sample, response) in enumerate(zip(samples, responses, strict=True), start=1)
+    ]
+    return examples, figures
