@@ -105,6 +105,7 @@ class RunConfig:
             return
         _check_lengths(self)
         _check_stage(self)
+        _check_general(self)
         _check_algo(self)
         _check_monitor(self)
         _check_servers(self)
@@ -232,6 +233,25 @@ def _check_stage(config: RunConfig) -> None:
                     f"{setting} = {value} has no meaning for stage.name = {stage.name}, which "
                     "makes its own base model and tokenizer. Leave it out, or use stage=r1_zero"
                 )
+
+
+def _check_general(config: RunConfig) -> None:
+    """What stage 4 asks of its reward."""
+    reward = config.reward
+    if not isinstance(config.stage, R1Stage4Config):
+        return
+    if not reward.mixes:
+        raise ConfigError(
+            "stage=r1_stage4 tells general prompts from others by reward.mixes, which is empty. "
+            "Use reward=r1_stage4, or name the general data sets' own weights there"
+        )
+    twice = sorted(reward.models.keys() & reward.schedules.keys())
+    if twice:
+        raise ConfigError(
+            f"reward.schedules names {', '.join(twice)}, and in stage=r1_stage4 reward models "
+            "count in the last stage.preference_steps updates. Use reward=r1_stage4, which leaves "
+            "their schedules to the stage"
+        )
 
 
 def _check_algo(config: RunConfig) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from megatron_r1.config.r1 import R1Stage4Config
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.data.prompts import PromptSource
-from megatron_r1.errors import ConfigError
 from megatron_r1.stages.rl import run_rl
 from megatron_r1.stages.session import Session
 from megatron_r1.trainers.megatron_step import MegatronStep
@@ -35,22 +34,6 @@ def run_r1_stage4(
 
 
 def with_schedules(reward: RewardConfig, stage: R1Stage4Config) -> RewardConfig:
-    """The same reward, whose models count from the stage's last steps on.
-
-    Raises:
-        ConfigError: no data set has a mix of its own, or a model's schedule is set twice.
-    """
-    if not reward.mixes:
-        raise ConfigError(
-            "stage=r1_stage4 tells general prompts from others by reward.mixes, which is empty. "
-            "Use reward=r1_stage4, or name the general data sets' own weights there"
-        )
-    twice = sorted(reward.models.keys() & reward.schedules.keys())
-    if twice:
-        raise ConfigError(
-            f"reward.schedules names {', '.join(twice)}, and in stage=r1_stage4 reward models "
-            "count in the last stage.preference_steps updates. Use reward=r1_stage4, which leaves "
-            "reward.schedules to the stage"
-        )
+    """The same reward, whose models count in the stage's last updates."""
     begin = {model: {stage.general_from_step: 1.0} for model in reward.models}
     return dataclasses.replace(reward, schedules={**reward.schedules, **begin})
