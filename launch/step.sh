@@ -9,7 +9,7 @@ trap '' USR1 # Slurm's warning: until the program watches for it, it must not en
 
 root=$(cd -P "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "${SLURM_SUBMIT_DIR:-$root}" # runs/ and relative paths are where the job was submitted
-export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=$root:$root/kernels${PYTHONPATH:+:$PYTHONPATH}
 
 program=train
 if [[ ${1:-} == serve ]]; then

@@ -1,8 +1,9 @@
 """FP8 scales that a model came with: from its files into every checkpoint that is made of it.
 
-Weights are trained in another type, and no scale can be computed back from them (`fp8_blocks.py`).
-Kept beside them, scales are 1/16,384 of their number. The exporter takes one where it reproduces
-its block bit for bit: what training has left alone comes back as it was, the rest gets a new one.
+Weights are trained in another type, and no scale can be computed back from them
+(`r1_kernels/fp8_blocks.py`). Kept beside them, scales are 1/16,384 of their number. The exporter
+takes one where it reproduces its block bit for bit: what training has left alone comes back as it
+was, the rest gets a new one.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_r1.checkpoint.fp8_blocks import SCALE_SUFFIX, num_blocks
 from megatron_r1.checkpoint.safetensors_dir import (
     INDEX,
     SafetensorsDir,
@@ -23,8 +22,10 @@ from megatron_r1.checkpoint.safetensors_dir import (
 )
 from megatron_r1.config.model import DeepseekV3Config, Head, ModelConfig
 from megatron_r1.errors import CheckpointError
+from megatron_r1.weights.fp8_files import SCALE_SUFFIX
 from megatron_r1.weights.hf_config import head_from_hf, model_config_from_hf
 from megatron_r1.weights.names import NameMapping, name_table
+from r1_kernels.fp8_blocks import num_blocks
 
 _NO_WEIGHTS = ("rotary_emb.inv_freq",)
 """What older files hold besides; computed from the configuration."""

@@ -24,13 +24,6 @@ from megatron_r1.checkpoint.conversion import (
     make_report,
 )
 from megatron_r1.checkpoint.draft import draft_directory, fingerprint
-from megatron_r1.checkpoint.fp8_blocks import (
-    BLOCK,
-    SCALE_SUFFIX,
-    is_quantized,
-    num_blocks,
-    quantize,
-)
 from megatron_r1.checkpoint.hf_weights import cast_finite, check_finite
 from megatron_r1.checkpoint.record import (
     FP8_SCALES,
@@ -58,8 +51,10 @@ from megatron_r1.config.model import DeepseekV3Config, Head, ModelConfig
 from megatron_r1.data.tokenizer import load_tokenizer
 from megatron_r1.errors import UserError
 from megatron_r1.telemetry.progress import Progress
+from megatron_r1.weights.fp8_files import SCALE_SUFFIX, is_quantized
 from megatron_r1.weights.hf_config import head_from_hf, hf_config, model_config_from_hf
 from megatron_r1.weights.names import Form, NameMapping, name_table, to_hf
+from r1_kernels.fp8_blocks import BLOCK, num_blocks, quantize
 
 
 class PolicyWeights:

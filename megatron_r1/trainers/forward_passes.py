@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megatron_r1.models.policy import Policy
 from megatron_r1.trainers.micro_batches import OnMicroBatch, forward_rows
-from megatron_r1.trainers.output_losses import token_logprobs
+from megatron_r1.trainers.output_losses import reads_hidden, token_logprobs
 from megatron_r1.types import TrainBatch
 
 
@@ -26,9 +26,8 @@ def row_logprobs(
     return forward_rows(
         policy,
         batch,
-        lambda logits_tv, micro, stream: token_logprobs(
-            policy, logits_tv, micro, stream, temperature
-        )[0],
+        lambda output, micro, stream: token_logprobs(policy, output, micro, stream, temperature)[0],
+        wants_hidden=reads_hidden(policy),
         on_micro_batch=on_micro_batch,
     )
 

@@ -24,6 +24,7 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from torch import Tensor
 
 from megatron_r1.config.optimizer import OptimizerConfig
+from megatron_r1.errors import ConfigError
 from megatron_r1.models.policy import Policy
 from megatron_r1.models.stream import TokenStream
 from megatron_r1.parallel.layout import Axis
@@ -128,6 +129,7 @@ class MegatronStep:
             finish,
             num_sequences=num_sequences,
             with_mtp=self._mtp_loss > 0,
+            wants_hidden=loss.reads_hidden,
             on_micro_batch=on_micro_batch,
         )
 
@@ -188,6 +190,27 @@ def _sum_gradients(model: list[Any], num_tokens: Tensor | None, **kwargs: Any) -
     finalize_model_grads(model, None, **kwargs)
 
 
+def _moment_fields(config: OptimizerConfig, policy: Policy) -> dict[str, Any]:
+    """Fields for moments in bfloat16.
+
+    Raises:
+        ConfigError: there is no optimizer here that holds them so.
+    """
+    if not config.bf16_moments:
+        return {}
+    if policy.parts.name != "transformer_engine":
+        raise ConfigError(
+            f"optimizer.bf16_moments with {policy.parts.name} layers: only Transformer Engine's "
+            "Adam holds moments in bfloat16. On a GPU machine: pip install -e '.[gpu]'. Without: "
+            "optimizer.bf16_moments=false"
+        )
+    return dict(
+        use_precision_aware_optimizer=True,
+        exp_avg_dtype=torch.bfloat16,
+        exp_avg_sq_dtype=torch.bfloat16,
+    )
+
+
 def _megatron_optimizer_config(config: OptimizerConfig, policy: Policy) -> MegatronOptimizerConfig:
     return MegatronOptimizerConfig(
         optimizer="adam",
@@ -201,4 +224,5 @@ def _megatron_optimizer_config(config: OptimizerConfig, policy: Policy) -> Megat
         bf16=policy.dtype is torch.bfloat16,
         params_dtype=policy.dtype,
         use_distributed_optimizer=True,
+        **_moment_fields(config, policy),
     )

@@ -36,6 +36,7 @@ def run_micro_batches(
     *,
     num_sequences: int = 1,
     with_mtp: bool = False,
+    wants_hidden: bool = False,
     forward_only: bool = False,
     on_micro_batch: OnMicroBatch | None = None,
 ) -> list[dict[str, Any]]:
@@ -44,6 +45,7 @@ def run_micro_batches(
     Args:
         chunks: the policy's, or wrappers around them (Megatron's DDP).
         bins: of `plan_micro_batches`.
+        wants_hidden: the output is hidden states in place of logits.
     Returns: the outputs of `finish`, one for each micro-batch on the last stage, none before it.
     """
     chunks = list(chunks)
@@ -54,7 +56,9 @@ def run_micro_batches(
     def forward_step(micros: Iterator[MicroBatch], chunk: torch.nn.Module) -> Any:
         nonlocal done
         micro = next(micros)
-        stream = policy.training_stream(micro, num_sequences, with_mtp=with_mtp)
+        stream = policy.training_stream(
+            micro, num_sequences, with_mtp=with_mtp, wants_hidden=wants_hidden
+        )
         output = policy.forward(stream.take(micro.tokens_T, fill=0), stream, chunk=chunk)
         if chunk is chunks[-1]:
             done += 1
@@ -83,6 +87,7 @@ def forward_rows(
     batch: TrainBatch,
     per_token: Callable[[Tensor, MicroBatch, TokenStream], Tensor],
     *,
+    wants_hidden: bool = False,
     on_micro_batch: OnMicroBatch | None = None,
 ) -> list[Tensor]:
     """A number for every token of every row, without gradients.
@@ -106,6 +111,7 @@ def forward_rows(
             batch,
             bins,
             finish,
+            wants_hidden=wants_hidden,
             forward_only=True,
             on_micro_batch=on_micro_batch,
         )

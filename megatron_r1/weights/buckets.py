@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_r1.checkpoint.fp8_blocks import BLOCK, SCALE_SUFFIX, quantize
 from megatron_r1.config.model import ModelConfig
 from megatron_r1.weights.boxes import Box, Shape, overlap, shape_of, slices, within
 from megatron_r1.weights.engine_layout import Ranks
+from megatron_r1.weights.fp8_files import SCALE_SUFFIX
 from megatron_r1.weights.names import shard_to_hf
 from megatron_r1.weights.plan import Bucket, Piece, Quantizer, Transfer
 from megatron_r1.weights.trainer_layout import Holding
+from r1_kernels.fp8_blocks import BLOCK, quantize
 
 CPU = torch.device("cpu")
 

@@ -236,3 +236,43 @@ def test_gradients_are_clipped_before_adam(clip_grad, moves, one_rank):
     step.train_step(BATCH, step.on_logprobs(sft_loss), lr=1e-3, num_sequences=5)
     change = max(float((w - before[n]).abs().max()) for n, w in weights(step).items())
     assert (change > 5e-4) == moves and (change < 1e-6) != moves
+
+
+@pytest.mark.parametrize("name", ["tiny_dense", "tiny_v3"])
+def test_without_all_logits_loss_and_gradients_are_the_same(name, one_rank, monkeypatch):
+    monkeypatch.setattr("r1_kernels.token_logprobs.CHUNK_BYTES", 1 << 12)
+    results = []
+    for logprobs in ("fused", "plain"):
+        # Tied embeddings in the dense model: its head's gradient meets that of the embedding.
+        step = build(one_rank, name, f"precision.logprobs={logprobs}")
+        step = MegatronStep(step.policy, OptimizerConfig(), mtp_loss=0.3)
+        rows = row_logprobs(step.policy, BATCH, temperature=0.8)
+        loss, gradients, _ = loss_and_gradients(step, LOSSES["grpo"])
+        results.append((loss, rows, gradients))
+    (fused, *_), (plain, *_) = results
+    assert fused == pytest.approx(plain, rel=1e-6)
+    for one, other in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    for name_, gradient in results[1][2].items():
+        # Sums in another order; gradients of this batch reach 1e-1.
+        torch.testing.assert_close(results[0][2][name_], gradient, rtol=1e-4, atol=1e-6, msg=name_)
+
+
+def test_a_float32_head_keeps_what_bfloat16_logits_lose(one_rank):
+    """A policy in bfloat16 whose head is given in float32 agrees with itself both ways, and not
+    with one whose logits are rounded."""
+    rows = {}
+    for logprobs in ("fused", "plain"):
+        for float32_head in (True, False):
+            step = build(
+                one_rank,
+                "tiny_dense",
+                "precision=bf16",
+                f"precision.logprobs={logprobs}",
+                f"precision.float32_head={float32_head}",
+            )
+            rows[logprobs, float32_head] = torch.cat(row_logprobs(step.policy, BATCH))
+    exact = rows["plain", True]
+    torch.testing.assert_close(rows["fused", True], exact, rtol=1e-5, atol=1e-5)
+    for logprobs in ("fused", "plain"):
+        assert (rows[logprobs, False] - exact).abs().max() > 1e-4
