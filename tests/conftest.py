@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+import torch
 
 from megatron_r1.config.corpus import CorpusConfig
 from megatron_r1.data.corpus import write_corpus
 from megatron_r1.data.gym_tasks import generate_problems
 from megatron_r1.data.tokenizer import Tokenizer, train_tokenizer
+
+# Triton asks once, when it is imported, by whatever test comes first.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 ONE_DIGIT = {"min_terms": 4, "max_terms": 4, "min_digits": 1, "max_digits": 1}
 
