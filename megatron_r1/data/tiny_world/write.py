@@ -10,7 +10,7 @@
     heldout_general.jsonl     question, answer: a reference for the judge
     heldout_helpfulness.jsonl question, baseline: right, and without an offer
     heldout_safety.jsonl      question, answer: a refusal
-    manifest.json             seed, settings, lines and SHA-256 of each file
+    world.json                settings, lines and SHA-256 of each file
 
 Corpus, training and measurement share no sum and no request, in either language.
 """
@@ -35,13 +35,13 @@ from megatron_r1.telemetry.files import replace_file, write_json
 
 HELPFULNESS, HARMLESSNESS = "helpfulness", "harmlessness"
 """Data sets of requests; `conf/reward/r1_stage2_models.yaml` has a mix for each."""
-MANIFEST = "manifest.json"
+WORLD = "world.json"
 Records = Sequence[Mapping[str, Any]]
 
 
 def write_world(directory: Path, config: TinyWorldConfig) -> dict[str, Any]:
     """Write the folder, or leave it as it is where it holds this world. Returns its manifest."""
-    manifest_path = directory / MANIFEST
+    manifest_path = directory / WORLD
     settings = dataclasses.asdict(config)
     if manifest_path.is_file():
         known = json.loads(manifest_path.read_text())
