@@ -7,18 +7,18 @@ import urllib.error
 import urllib.request
 
 import pytest
-from megatron_r1.config.sft import TeacherConfig
-from megatron_r1.rewards.readable import readable
-from megatron_r1.rewards.teacher import Teacher
 
 from megatron_r1.config.judge import JudgeConfig
 from megatron_r1.config.reward import ReadabilityConfig
+from megatron_r1.config.sft import TeacherConfig
 from megatron_r1.data.samples import Sample
 from megatron_r1.data.tiny_world.server import MODEL, serving_teacher
 from megatron_r1.data.tiny_world.teacher import CANNOT_REWRITE, rewrite
 from megatron_r1.rewards.accuracy import accuracy
 from megatron_r1.rewards.format import tag_format
 from megatron_r1.rewards.judge import Judge, Kind
+from megatron_r1.rewards.readable import readable
+from megatron_r1.rewards.teacher import Teacher
 from megatron_r1.types import FinishReason, Prompt, Rollout
 
 UNTIDY = "<think>4 take 9 makes -5 加 2 得 -3</think><answer>-3</answer>"
