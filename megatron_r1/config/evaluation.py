@@ -95,6 +95,9 @@ class EvaluationConfig:
     """Keys the sampler and the order of shuffled choices; apart from `run.seed`."""
     confidence: float = 0.95
     """Of the intervals."""
+    measures: list[str] = field(default_factory=list)
+    """Rules of `rewards/` whose means are measured beside pass@k, with intervals: format, language,
+    readable."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """Asked where a suite's format is judged."""
 

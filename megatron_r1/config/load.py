@@ -24,6 +24,7 @@ from megatron_r1.config import (
     monitor,
     optimizer,
     parallel,
+    pipeline,
     precision,
     r1,
     reward,
@@ -72,6 +73,8 @@ _SCHEMAS = {
     "stage": {
         "distill_schema": stage.DistillConfig,
         "dpo_schema": stage.DpoStageConfig,
+        "evaluation_schema": pipeline.EvaluationStageConfig,
+        "r1_pipeline_schema": pipeline.PipelineConfig,
         "r1_stage1_schema": sft.R1Stage1Config,
         "r1_stage2_schema": r1.R1Stage2Config,
         "r1_stage3_schema": sft.R1Stage3Config,
@@ -82,6 +85,7 @@ _SCHEMAS = {
         "sft_schema": sft.SftConfig,
         "tiny_base_schema": stage.TinyBaseConfig,
         "tiny_r1_zero_schema": stage.TinyR1ZeroConfig,
+        "tiny_world_schema": pipeline.TinyWorldStageConfig,
     },
     "telemetry": {"telemetry_schema": telemetry.TelemetryConfig},
 }

@@ -26,6 +26,7 @@ from megatron_r1.config.model import (
 from megatron_r1.config.monitor import MonitorConfig
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.parallel import ParallelConfig
+from megatron_r1.config.pipeline import PipelineConfig
 from megatron_r1.config.precision import PrecisionConfig
 from megatron_r1.config.r1 import R1Stage2Config, R1Stage4Config
 from megatron_r1.config.reward import RewardConfig
@@ -94,6 +95,8 @@ class RunConfig:
         Raises:
             ConfigError: with the settings' paths, their values and a way out.
         """
+        if isinstance(self.stage, PipelineConfig):
+            return  # every step is checked by itself
         self.validate_layout(world_size)
         _check_objective(self)
         if isinstance(self.stage, ExamplesConfig):

@@ -10,6 +10,7 @@ from megatron_r1.telemetry.curves import GRID, INK
 from megatron_r1.telemetry.files import replace_file
 
 COLORS = {"pass@1": "#2f6fb7", "cons": "#7a5bb5", "judged": "#c8701f", "pass": "#2e8b57"}
+OTHER = "#6b7280"
 
 
 def draw_results(results: Mapping[str, Mapping[str, Any]], png_path: Path) -> bool:
@@ -31,7 +32,7 @@ def draw_results(results: Mapping[str, Mapping[str, Any]], png_path: Path) -> bo
     figure = Figure(figsize=(7.2, 0.9 + 0.34 * len(rows)), layout="constrained")
     axis = figure.subplots()
     for position, (_, measure, found) in enumerate(rows):
-        color = COLORS.get(measure) or COLORS[measure.partition("@")[0]]
+        color = COLORS.get(measure) or COLORS.get(measure.partition("@")[0], OTHER)
         axis.plot([found["low"], found["high"]], [position] * 2, color=color, linewidth=2.2)
         axis.scatter([found["value"]], [position], color=color, s=34, zorder=3)
         axis.annotate(

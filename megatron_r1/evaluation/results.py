@@ -20,7 +20,7 @@ class SuiteResult:
     """One suite, over its problems."""
 
     measures: Mapping[str, Estimate]
-    """``pass@1``, ``pass@k``, ``cons@k`` or ``judged``."""
+    """``pass@1``, ``pass@k``, ``cons@k`` or ``judged``, then rules of `evaluation.measures`."""
     by_problem: Sequence[Mapping[str, Any]]
     problems: int
     samples: int
@@ -58,9 +58,11 @@ def ruled_result(
     votes = [outcome.consensus for outcome in outcomes if outcome.consensus is not None]
     if votes:
         measures[f"cons@{suite.samples}"] = estimate(votes, confidence=confidence)
+    measures |= _means(outcomes, confidence)
     by_problem = [
         {"id": outcome.prompt_id, "right": outcome.num_right}
         | ({} if outcome.consensus is None else {"consensus": outcome.consensus})
+        | dict(outcome.measures)
         for outcome in outcomes
     ]
     not_counted = {
@@ -86,7 +88,8 @@ def judged_result(
     values, by_problem = [], []
     for outcome, found in zip(outcomes, verdicts, strict=True):
         known = [verdict for verdict in found if verdict is not None]
-        by_problem.append({"id": outcome.prompt_id, "verdicts": list(found)})
+        verdicts_of = {"id": outcome.prompt_id, "verdicts": list(found)}
+        by_problem.append(verdicts_of | dict(outcome.measures))
         if known:
             values.append(fmean(known))
     missing = sum(verdict is None for found in verdicts for verdict in found)
@@ -96,6 +99,7 @@ def judged_result(
         "problems without any, left out": len(outcomes) - len(values),
     }
     measures = {"judged": estimate(values, confidence=confidence)} if values else {}
+    measures |= _means(outcomes, confidence)
     return _result(outcomes, measures, by_problem, not_counted)
 
 
@@ -119,6 +123,14 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         for reason, count in result["not_counted"].items()
     ]
     return "\n".join([render_table(HEADER, rows), *notes])
+
+
+def _means(outcomes: Sequence[Outcome], confidence: float) -> dict[str, Estimate]:
+    """Of the rules that were measured beside the answers."""
+    return {
+        name: estimate([o.measures[name] for o in outcomes], confidence=confidence)
+        for name in outcomes[0].measures
+    }
 
 
 def _result(

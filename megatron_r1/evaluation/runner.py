@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from pebble import ProcessExpired
@@ -41,6 +42,8 @@ class Outcome:
     """cons@k, where it was asked for."""
     compared_as_text: bool = False
     """The votes took too long to be compared by value."""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """Rule -> its mean over the samples, where it was asked for."""
 
     @property
     def num_right(self) -> int:
@@ -125,15 +128,20 @@ def sample_outcomes(
     *,
     weight_version: int,
     with_consensus: bool = False,
+    measures: Sequence[str] = (),
     on_progress: OnProgress | None = None,
 ) -> list[Outcome]:
-    """One outcome for each prompt, in their order. Every rank calls it; all get the same."""
+    """One outcome for each prompt, in their order. Every rank calls it; all get the same.
+
+    Args:
+        measures: rules of the scorer whose means are wanted.
+    """
     own = layout.own_share(prompts)
     groups = engine.generate(own, params, weight_version=weight_version, on_progress=on_progress)
     outcomes: list[Outcome] | None = None
     if scorer is not None:
-        scored = scorer.score(groups)
-        outcomes = [outcome_of(group, scorer if with_consensus else None) for group in scored]
+        scored, voter = scorer.score(groups), scorer if with_consensus else None
+        outcomes = [outcome_of(group, voter, measures) for group in scored]
     else:
         for _ in groups:  # keeps step with the leader
             pass
@@ -142,7 +150,9 @@ def sample_outcomes(
     return [by_draw[prompt.draw] for prompt in prompts]
 
 
-def outcome_of(scored: ScoredGroup, voter: RewardScorer | None = None) -> Outcome:
+def outcome_of(
+    scored: ScoredGroup, voter: RewardScorer | None = None, measures: Sequence[str] = ()
+) -> Outcome:
     """Count one group. With a `voter`, whose workers compare answers, the votes too."""
     rollouts, rewards = scored.group.rollouts, scored.rewards
     accuracies = [reward.parts["accuracy"] for reward in rewards if "accuracy" in reward.parts]
@@ -162,6 +172,11 @@ def outcome_of(scored: ScoredGroup, voter: RewardScorer | None = None) -> Outcom
         num_unscored=sum(why == "timeout" or why.startswith("worker died") for why in reasons),
         consensus=vote,
         compared_as_text=compared_as_text,
+        measures={
+            name: fmean(reward.parts[name] for reward in rewards)
+            for name in rewards[0].parts
+            if name in measures
+        },
     )
 
 

@@ -137,11 +137,13 @@ def _run_suite(
         for draw, problem in enumerate(benchmark.problems)
     ]
     is_judged = suite.format is SuiteFormat.judged
+    names = ["format", *config.evaluation.measures, *([] if is_judged else ["accuracy"])]
     rules = RewardConfig(
-        weights={"format": 1.0} if is_judged else {"accuracy": 1.0, "format": 1.0},
+        weights=dict.fromkeys(names, 1.0),
         num_workers=config.reward.num_workers,
         timeout_s=config.reward.timeout_s,
         sandbox=config.reward.sandbox,
+        readability=config.reward.readability,
     )
     params = SamplingParams(
         num_samples=suite.samples,
@@ -171,6 +173,7 @@ def _run_suite(
             session.layout,
             weight_version=0,
             with_consensus=suite.consensus,
+            measures=config.evaluation.measures,
             on_progress=lambda finished, tokens: progress.update(finished, tokens=tokens),
         )
 
@@ -211,6 +214,8 @@ def _question(
         "top_p": config.evaluation.top_p,
         "seed": config.evaluation.seed,
         "confidence": config.evaluation.confidence,
+        "measures": list(config.evaluation.measures),
+        "readability": dataclasses.asdict(config.reward.readability),
     }
 
 

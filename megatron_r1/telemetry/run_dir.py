@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from megatron_r1.config.load import to_yaml, world_size_from_environment
+from megatron_r1.config.pipeline import PipelineConfig
 from megatron_r1.config.run import RunConfig
 from megatron_r1.errors import RunDirError
 from megatron_r1.telemetry.files import replace_file
@@ -46,6 +47,8 @@ _MAY_CHANGE = (
     "run.overwrite",
     "reward.num_workers",
     "rollout.max_batch",
+    *(f"stage.teacher.{name}" for name in ("base_url", "timeout_s", "cache_path", "max_parallel")),
+    *(f"stage.teacher.{name}" for name in ("api_key_variable", "max_retries", "retry_s")),
     *(f"rollout.{name}" for name in ("urls", "router_url", "host", "port", "num_servers")),
     *(f"rollout.{name}" for name in ("tensor", "expert", "attention_data", "max_restarts")),
     *(f"rollout.{name}_s" for name in ("start_timeout", "request_timeout", "give_up")),
@@ -116,6 +119,8 @@ class RunDir:
     def _check_same_run(self, config: RunConfig) -> None:
         """A run goes on under the configuration it began with; lengths and layout may change."""
         saved_file = self.path / "config.yaml"
+        if isinstance(config.stage, PipelineConfig):
+            return  # its steps are runs of their own, and find out what changed for them
         if not (self._has_begun() and saved_file.is_file()):
             return  # a start that was refused claims nothing
         try:

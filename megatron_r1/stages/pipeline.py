@@ -1,0 +1,405 @@
+"""From a base model to R1: the steps of `stage=r1_pipeline`, what each read and made, the table.
+
+A step is a run like any other, in a folder of its own. What it reads is known by content: files and
+models that its settings name are hashed, and a hash of those and of its other settings is the
+step's *fingerprint*. `pipeline.json` has that under which each step was begun, and done:
+
+    same fingerprint, done, what it made is as it was     nothing to do
+    same fingerprint, begun                               its run resumes
+    anything else                                         its folder is set aside; it starts over
+
+So a pipeline that was killed goes on where it was, and one whose settings or files have changed
+runs again what they change, and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from megatron_r1.checkpoint.artifacts import Hashes
+from megatron_r1.config.load import load_config, to_yaml, world_size_from_environment
+from megatron_r1.config.pipeline import (
+    EVALUATE,
+    Endpoint,
+    EvaluationStageConfig,
+    PipelineConfig,
+    PipelineStepConfig,
+)
+from megatron_r1.config.run import RunConfig
+from megatron_r1.config.sft import CollectingConfig
+from megatron_r1.data.records import FORMATS
+from megatron_r1.errors import ConfigError, DataError, UserError
+from megatron_r1.evaluation.stage_table import stage_table, write_stage_table
+from megatron_r1.parallel.exchange import on_main_rank
+from megatron_r1.platform.host import prepare, start_process_group, stop_process_group
+from megatron_r1.slurm.chain import quoted
+from megatron_r1.stages.dispatch import check_run, run_stage
+from megatron_r1.telemetry.files import write_json
+from megatron_r1.telemetry.run_dir import RunDir, flatten
+
+RECORD = "pipeline.json"
+SET_ASIDE = "replaced"
+"""Folder of the run directory: the last run of each step that was started over."""
+MODEL = "model"
+_NOT_PART_GROUPS = ("cluster.", "telemetry.", "parallel.", "monitor.", "run.root", "run.name")
+_NOT_PART = (
+    "run.overwrite",
+    ".checkpoint_every_steps",
+    ".keep_checkpoints",
+    ".background_checkpoints",
+    "reward.num_workers",
+    "rollout.max_batch",
+    *(f".{name}" for name in ("base_url", "api_key_variable", "cache_path", "max_parallel")),
+    *(f".{name}" for name in ("timeout_s", "max_retries", "retry_s")),
+)
+"""Settings that do not change what a step makes: where it runs, and how patiently."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run of the pipeline, its configuration checked."""
+
+    name: str
+    config: RunConfig
+    inputs: dict[str, str]
+    """Setting -> step or ``step:file``."""
+    outputs: tuple[str, ...]
+    """Files of its folder that others read, or `MODEL`."""
+
+
+def run_pipeline(config: RunConfig) -> None:
+    """Run, or go on with, every step, then make the table. Every rank of the job calls it."""
+    stage = config.stage
+    assert isinstance(stage, PipelineConfig), "dispatch.py looks at it"
+    steps = plan_steps(config)
+    with _one_job(config) as record, _endpoint(stage.endpoint) as url:
+        for step in steps:
+            if stage.only and step.name not in stage.only:
+                continue
+            run_step(asking(step, url), record, config)
+        with _meeting(config):
+            on_main_rank(lambda: report(steps, record, config))
+
+
+def plan_steps(config: RunConfig) -> list[Step]:
+    """Compose and check every step, before the first begins.
+
+    Raises:
+        ConfigError: a step's configuration is impossible, or its input is no earlier step.
+    """
+    stage = config.stage
+    assert isinstance(stage, PipelineConfig), "asked of a pipeline alone"
+    wanted: dict[str, list[str]] = {name: [] for name in stage.steps}
+    inputs = [stage.evaluation_inputs, *(settings.inputs for settings in stage.steps.values())]
+    for sources in inputs:
+        for source in sources.values():
+            step, _, file = source.partition(":")
+            wanted.setdefault(step, []).append(file or MODEL)
+    steps: list[Step] = []
+    for name in [*stage.given, *stage.steps]:
+        if name in stage.steps:
+            steps.append(_planned(config, name, stage.steps[name], steps, wanted[name]))
+        if name in stage.columns.values():
+            overrides = ["stage=evaluation", *stage.evaluation]
+            evaluation = PipelineStepConfig(
+                overrides=overrides, inputs={**stage.evaluation_inputs, "model.init_from": name}
+            )
+            steps.append(_planned(config, EVALUATE + name, evaluation, steps, []))
+    return steps
+
+
+def asking(step: Step, url: str | None) -> Step:
+    """The same step, whose judges and teacher are the pipeline's own endpoint, where it has one."""
+    if url is None:
+        return step
+    config = step.config
+    evaluation = dataclasses.replace(
+        config.evaluation, judge=dataclasses.replace(config.evaluation.judge, base_url=url)
+    )
+    judge, stage = dataclasses.replace(config.judge, base_url=url), config.stage
+    if isinstance(stage, CollectingConfig):
+        stage = dataclasses.replace(stage, teacher=dataclasses.replace(stage.teacher, base_url=url))
+    config = dataclasses.replace(config, evaluation=evaluation, judge=judge, stage=stage)
+    return dataclasses.replace(step, config=config)
+
+
+def _planned(
+    config: RunConfig,
+    name: str,
+    settings: PipelineStepConfig,
+    before: Sequence[Step],
+    wanted: Sequence[str],
+) -> Step:
+    stage = config.stage
+    known = [*stage.given, *(step.name for step in before)]
+    inputs = []
+    for setting, source in settings.inputs.items():
+        step, _, file = source.partition(":")
+        if step not in known:
+            raise ConfigError(
+                f"stage.steps.{name}.inputs: {setting} = {source!r} names no step before it. "
+                f"Those are: {', '.join(known) or 'none'}"
+            )
+        path = Path(stage.given[step]) if step in stage.given else config.run.dir / step
+        inputs.append(f"{setting}={quoted(str(path / file))}")
+    own = [*stage.common, *settings.overrides, *stage.changes.get(name, []), *inputs]
+    try:
+        found = load_config([*own, f"run.seed={config.run.seed}"])
+        run = dataclasses.replace(
+            config.run, name=f"{config.run.name}/{name}", seed=found.run.seed, overwrite=False
+        )
+        taken: dict[str, Any] = {
+            group: getattr(config, group) for group in ("cluster", "telemetry", "judge")
+        }
+        for group in ("parallel", "precision"):
+            if not any(o.lstrip("+").startswith((f"{group}.", f"{group}=")) for o in own):
+                taken[group] = getattr(config, group)
+        found = dataclasses.replace(found, run=run, **taken)
+        if not isinstance(found.stage, EvaluationStageConfig):
+            # An evaluation has the shape of its model, which is not there yet.
+            found.validate(world_size_from_environment())
+    except UserError as error:
+        raise type(error)(f"step {name}: {error}") from error
+    outputs = dict.fromkeys([*wanted, *(["eval"] if name.startswith(EVALUATE) else [])])
+    return Step(name, found, dict(settings.inputs), tuple(outputs))
+
+
+def run_step(step: Step, record: Record, pipeline: RunConfig) -> None:
+    """Run one step if it has to be, under its fingerprint."""
+    with _meeting(pipeline):
+        decision = on_main_rank(lambda: record.decide(step))
+        print_once(f"step {step.name}: {decision.what}")
+    if decision.is_done:
+        return
+    started_s = time.monotonic()
+    try:
+        check_run(step.config, world_size_from_environment())
+        run_stage(step.config)
+    except UserError as error:
+        named = type(error)(f"step {step.name}: {error}")
+        named.one_rank = error.one_rank
+        raise named from error
+    with _meeting(pipeline):
+        on_main_rank(lambda: record.done(step, decision, time.monotonic() - started_s))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to be done with a step, and why."""
+
+    is_done: bool
+    what: str
+    fingerprint: str
+    inputs: dict[str, dict[str, str]]
+
+
+class Record:
+    """`pipeline.json`, on the main rank: what each step was begun with, and what it made."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._dir = config.run.dir
+        self._hashes = Hashes(self._dir / ".hashes.json")
+        self._path = self._dir / RECORD
+        self.steps: dict[str, dict[str, Any]] = {}
+        if self._path.is_file():
+            try:
+                self.steps = json.loads(self._path.read_text())["steps"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"{self._path} cannot be read: {error}. Restore it, or move it away: every "
+                    "step starts over then"
+                ) from error
+
+    def decide(self, step: Step) -> Decision:
+        """Whether a step is done, goes on or starts over; its folder is ready when this returns.
+
+        Raises:
+            DataError: an input is not there.
+        """
+        fingerprint, inputs = self._fingerprint(step)
+        known = self.steps.get(step.name, {})
+        same = known.get("fingerprint") == fingerprint
+        if same and known["status"] == "done":
+            found = self._outputs(step)
+            if all(known["outputs"].get(name) == value for name, value in found.items()):
+                return Decision(True, "done before", fingerprint, inputs)
+            changed = "what it made is not what it was"
+        elif same:
+            return Decision(False, "goes on", fingerprint, inputs)
+        else:
+            changed = self._what_changed(known, step, inputs)
+        self._start_over(step)
+        self.steps[step.name] = {
+            "status": "begun",
+            "fingerprint": fingerprint,
+            "stage": step.config.stage.name,
+            "folder": step.name,
+            "settings": self._settings(step)[0],
+            "inputs": inputs,
+        }
+        self._write()
+        return Decision(False, changed, fingerprint, inputs)
+
+    def done(self, step: Step, decision: Decision, seconds: float) -> None:
+        row = self.steps[step.name]
+        row |= {"status": "done", "outputs": self._outputs(step)}
+        row["seconds"] = round(row.get("seconds", 0.0) + seconds, 1)
+        row["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._write()
+
+    def is_done(self, name: str) -> bool:
+        return self.steps.get(name, {}).get("status") == "done"
+
+    def _fingerprint(self, step: Step) -> tuple[str, dict[str, dict[str, str]]]:
+        settings, paths = self._settings(step)
+        inputs = {}
+        for setting, path in paths.items():
+            found = self._hashes.of(Path(path))
+            if found is None:
+                source = step.inputs.get(setting)
+                way_out = f"Run the step {source.partition(':')[0]} first" if source else "Make it"
+                raise DataError(f"step {step.name}: {setting} = {path} is not there. {way_out}")
+            inputs[setting] = {"path": path, "sha256": found}
+            if setting in step.inputs:
+                inputs[setting]["from"] = step.inputs[setting]
+        content = {key: row["sha256"] for key, row in inputs.items()}
+        text = json.dumps([settings, content], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest(), inputs
+
+    def _settings(self, step: Step) -> tuple[dict[str, Any], dict[str, str]]:
+        """(what a step makes depends on: setting -> value, setting -> path of what it reads)."""
+        tree = flatten(OmegaConf.to_container(OmegaConf.create(to_yaml(step.config))))
+        is_evaluation = isinstance(step.config.stage, EvaluationStageConfig)
+        settings: dict[str, Any] = {}
+        paths: dict[str, str] = {}
+        for key, value in tree.items():
+            if key.startswith(_NOT_PART_GROUPS) or key.endswith(_NOT_PART):
+                continue
+            if key.startswith("evaluation.") and not is_evaluation:
+                continue
+            if key in step.inputs or _names_a_path(value):
+                paths[key] = str(value)
+            else:
+                settings[key] = value
+        return settings, paths
+
+    def _outputs(self, step: Step) -> dict[str, str | None]:
+        folder = self._dir / step.name
+        return {
+            name: self._hashes.of(folder if name == MODEL else folder / name)
+            for name in step.outputs
+        }
+
+    def _what_changed(
+        self, known: dict[str, Any], step: Step, inputs: dict[str, dict[str, str]]
+    ) -> str:
+        if not known:
+            return "begins"
+        before, now = known.get("settings", {}), self._settings(step)[0]
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        known_inputs = known.get("inputs", {})
+        changed += [
+            key
+            for key, row in inputs.items()
+            if known_inputs.get(key, {}).get("sha256") != row["sha256"]
+        ]
+        return f"starts over: {', '.join(changed[:4]) or 'its inputs'} changed"
+
+    def _start_over(self, step: Step) -> None:
+        """An empty folder. What it held is kept, once; whatever happens meanwhile, the record says
+        nothing of a folder that is not whole."""
+        folder, aside = self._dir / step.name, self._dir / SET_ASIDE / step.name
+        if self.steps.pop(step.name, None) is not None:
+            self._write()
+        if folder.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.parent.mkdir(exist_ok=True)
+            folder.rename(aside)
+
+    def _write(self) -> None:
+        write_json(self._path, {"steps": self.steps})
+        self._hashes.save()
+
+
+def report(steps: Sequence[Step], record: Record, config: RunConfig) -> None:
+    """The table of all models that are evaluated; on the main rank."""
+    stage = config.stage
+    results = {}
+    for column, step in stage.columns.items():
+        name = EVALUATE + step
+        if record.is_done(name):
+            evaluation = next(s for s in steps if s.name == name).config.evaluation
+            file = config.run.dir / name / "eval" / f"{evaluation.name}.json"
+            results[column] = json.loads(file.read_text())["suites"]
+    left = [step.name for step in steps if not record.is_done(step.name)]
+    if results:
+        table = stage_table(results)
+        write_stage_table(table, config.run.dir, title=f"{config.run.name}: from base to R1")
+        print(f"\n{table.markdown()}\n\n{config.run.dir}/table.md, .txt, .json, .png", flush=True)
+    if left:
+        print(f"steps that are left: {', '.join(left)}", flush=True)
+
+
+@contextmanager
+def _one_job(config: RunConfig) -> Iterator[Record | None]:
+    """The pipeline's run directory for this job alone, and its record, on the main rank."""
+    opened: list[RunDir] = []
+    records: list[Record] = []
+
+    def open_them() -> None:
+        opened.append(RunDir(config))
+        records.append(Record(config))
+
+    with _meeting(config):
+        on_main_rank(open_them)
+    try:
+        yield records[0] if records else None
+    finally:
+        for run_dir in opened:
+            run_dir.close()
+
+
+@contextmanager
+def _endpoint(endpoint: Endpoint) -> Iterator[str | None]:
+    """What is served beside the steps, on the main rank, which alone asks; its base URL."""
+    if endpoint is Endpoint.none or os.environ.get("RANK", "0") != "0":
+        yield None
+        return
+    from megatron_r1.data.tiny_world.server import serving_teacher
+
+    with serving_teacher() as url:
+        yield url
+
+
+@contextmanager
+def _meeting(config: RunConfig) -> Iterator[None]:
+    """The ranks of the job between two steps, each of which has process groups of its own."""
+    start_process_group(prepare(), timeout_minutes=config.cluster.timeout_minutes)
+    try:
+        yield
+    finally:
+        stop_process_group()
+
+
+def print_once(message: str) -> None:
+    """On the main rank."""
+    on_main_rank(lambda: print(message, flush=True))
+
+
+def _names_a_path(value: Any) -> bool:
+    """Whether a setting's value is the name of a file or a directory that is there."""
+    if not isinstance(value, str) or not ("/" in value or value.endswith(FORMATS)):
+        return False
+    return Path(value).exists()
