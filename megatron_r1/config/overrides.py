@@ -114,3 +114,9 @@ def _did_you_mean(name: str, known: Sequence[str], others: Sequence[str] = ()) -
     near = get_close_matches(name, known, n=2, cutoff=0.75)
     near = list(dict.fromkeys([*near, *others]))[:2]
     return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def quoted(value: str) -> str:
+    """A text as Hydra takes it, whatever is in it."""
+    inner = value.replace("\\", "\\\\") if value.endswith("\\") else value
+    return "'" + inner.replace("'", "\\'") + "'"

@@ -65,7 +65,7 @@ class PipelineConfig(StageConfig):
     """In their order. A step's inputs are made by steps before it."""
     changes: dict[str, list[str]] = field(default_factory=dict)
     """Step -> more overrides, behind its own, for the command line:
-    ``+stage.changes.r1_zero=[stage.num_steps=4]``."""
+    ``'+stage.changes.r1_zero=["stage.num_steps=4"]'``."""
     columns: dict[str, str] = field(default_factory=dict)
     """Column of the table -> the step that makes its model. Each is evaluated behind its step."""
     evaluation: list[str] = field(default_factory=list)

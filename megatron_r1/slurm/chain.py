@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from megatron_r1.config.cluster import SlurmConfig
 from megatron_r1.config.load import load_config
+from megatron_r1.config.overrides import quoted
+from megatron_r1.config.pipeline import PipelineConfig
 from megatron_r1.config.run import RunConfig
 from megatron_r1.errors import ConfigError
+from megatron_r1.stages.steps import plan_steps
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ def plan_chain(overrides: Sequence[str]) -> list[Link]:
     """Split ``stage=a,b`` into links, and check each before anything is submitted.
 
     In a chain of several each has a run directory of its own, ``run.name`` with the stage behind
-    it.
+    it. A pipeline is a chain of its steps, all in the pipeline's run directory.
 
     Raises:
         ConfigError: a link's configuration is impossible, or they differ in their cluster.
@@ -35,6 +39,8 @@ def plan_chain(overrides: Sequence[str]) -> list[Link]:
     names = stages[-1].split(",") if stages else []
     if len(names) < 2:
         config = load_config(overrides)
+        if isinstance(config.stage, PipelineConfig):
+            return _steps_of(config, overrides)
         return [Link(config.stage.name, list(overrides), config)]
     prefix = load_config([*others, f"stage={names[0]}"]).run.name
     links = []
@@ -47,7 +53,10 @@ def plan_chain(overrides: Sequence[str]) -> list[Link]:
     return links
 
 
-def quoted(value: str) -> str:
-    """A text as Hydra takes it, whatever is in it."""
-    inner = value.replace("\\", "\\\\") if value.endswith("\\") else value
-    return "'" + inner.replace("'", "\\'") + "'"
+def _steps_of(config: RunConfig, overrides: Sequence[str]) -> list[Link]:
+    """A job for each step, which does nothing where the step is done already."""
+    cluster = config.cluster
+    world_size = cluster.world_size if isinstance(cluster, SlurmConfig) else 1
+    names = [step.name for step in plan_steps(config, world_size)]
+    chosen = [name for name in names if not config.stage.only or name in config.stage.only]
+    return [Link(name, [*overrides, f"stage.only=[{name}]"], config) for name in chosen]

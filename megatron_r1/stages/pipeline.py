@@ -29,30 +29,28 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from megatron_r1.checkpoint.artifacts import Hashes
-from megatron_r1.config.load import load_config, to_yaml, world_size_from_environment
+from megatron_r1.config.load import to_yaml, world_size_from_environment
 from megatron_r1.config.pipeline import (
     EVALUATE,
     Endpoint,
     EvaluationStageConfig,
     PipelineConfig,
-    PipelineStepConfig,
 )
 from megatron_r1.config.run import RunConfig
 from megatron_r1.config.sft import CollectingConfig
 from megatron_r1.data.records import FORMATS
-from megatron_r1.errors import ConfigError, DataError, UserError
+from megatron_r1.errors import DataError, UserError
 from megatron_r1.evaluation.stage_table import stage_table, write_stage_table
 from megatron_r1.parallel.exchange import on_main_rank
 from megatron_r1.platform.host import prepare, start_process_group, stop_process_group
-from megatron_r1.slurm.chain import quoted
 from megatron_r1.stages.dispatch import check_run, run_stage
+from megatron_r1.stages.steps import MODEL, Step, plan_steps
 from megatron_r1.telemetry.files import write_json
 from megatron_r1.telemetry.run_dir import RunDir, flatten
 
 RECORD = "pipeline.json"
 SET_ASIDE = "replaced"
 """Folder of the run directory: the last run of each step that was started over."""
-MODEL = "model"
 _NOT_PART_GROUPS = ("cluster.", "telemetry.", "parallel.", "monitor.", "run.root", "run.name")
 _NOT_PART = (
     "run.overwrite",
@@ -67,23 +65,11 @@ _NOT_PART = (
 """Settings that do not change what a step makes: where it runs, and how patiently."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """One run of the pipeline, its configuration checked."""
-
-    name: str
-    config: RunConfig
-    inputs: dict[str, str]
-    """Setting -> step or ``step:file``."""
-    outputs: tuple[str, ...]
-    """Files of its folder that others read, or `MODEL`."""
-
-
 def run_pipeline(config: RunConfig) -> None:
     """Run, or go on with, every step, then make the table. Every rank of the job calls it."""
     stage = config.stage
     assert isinstance(stage, PipelineConfig), "dispatch.py looks at it"
-    steps = plan_steps(config)
+    steps = plan_steps(config, world_size_from_environment())
     with _one_job(config) as record, _endpoint(stage.endpoint) as url:
         for step in steps:
             if stage.only and step.name not in stage.only:
@@ -91,33 +77,6 @@ def run_pipeline(config: RunConfig) -> None:
             run_step(asking(step, url), record, config)
         with _meeting(config):
             on_main_rank(lambda: report(steps, record, config))
-
-
-def plan_steps(config: RunConfig) -> list[Step]:
-    """Compose and check every step, before the first begins.
-
-    Raises:
-        ConfigError: a step's configuration is impossible, or its input is no earlier step.
-    """
-    stage = config.stage
-    assert isinstance(stage, PipelineConfig), "asked of a pipeline alone"
-    wanted: dict[str, list[str]] = {name: [] for name in stage.steps}
-    inputs = [stage.evaluation_inputs, *(settings.inputs for settings in stage.steps.values())]
-    for sources in inputs:
-        for source in sources.values():
-            step, _, file = source.partition(":")
-            wanted.setdefault(step, []).append(file or MODEL)
-    steps: list[Step] = []
-    for name in [*stage.given, *stage.steps]:
-        if name in stage.steps:
-            steps.append(_planned(config, name, stage.steps[name], steps, wanted[name]))
-        if name in stage.columns.values():
-            overrides = ["stage=evaluation", *stage.evaluation]
-            evaluation = PipelineStepConfig(
-                overrides=overrides, inputs={**stage.evaluation_inputs, "model.init_from": name}
-            )
-            steps.append(_planned(config, EVALUATE + name, evaluation, steps, []))
-    return steps
 
 
 def asking(step: Step, url: str | None) -> Step:
@@ -133,47 +92,6 @@ def asking(step: Step, url: str | None) -> Step:
         stage = dataclasses.replace(stage, teacher=dataclasses.replace(stage.teacher, base_url=url))
     config = dataclasses.replace(config, evaluation=evaluation, judge=judge, stage=stage)
     return dataclasses.replace(step, config=config)
-
-
-def _planned(
-    config: RunConfig,
-    name: str,
-    settings: PipelineStepConfig,
-    before: Sequence[Step],
-    wanted: Sequence[str],
-) -> Step:
-    stage = config.stage
-    known = [*stage.given, *(step.name for step in before)]
-    inputs = []
-    for setting, source in settings.inputs.items():
-        step, _, file = source.partition(":")
-        if step not in known:
-            raise ConfigError(
-                f"stage.steps.{name}.inputs: {setting} = {source!r} names no step before it. "
-                f"Those are: {', '.join(known) or 'none'}"
-            )
-        path = Path(stage.given[step]) if step in stage.given else config.run.dir / step
-        inputs.append(f"{setting}={quoted(str(path / file))}")
-    own = [*stage.common, *settings.overrides, *stage.changes.get(name, []), *inputs]
-    try:
-        found = load_config([*own, f"run.seed={config.run.seed}"])
-        run = dataclasses.replace(
-            config.run, name=f"{config.run.name}/{name}", seed=found.run.seed, overwrite=False
-        )
-        taken: dict[str, Any] = {
-            group: getattr(config, group) for group in ("cluster", "telemetry", "judge")
-        }
-        for group in ("parallel", "precision"):
-            if not any(o.lstrip("+").startswith((f"{group}.", f"{group}=")) for o in own):
-                taken[group] = getattr(config, group)
-        found = dataclasses.replace(found, run=run, **taken)
-        if not isinstance(found.stage, EvaluationStageConfig):
-            # An evaluation has the shape of its model, which is not there yet.
-            found.validate(world_size_from_environment())
-    except UserError as error:
-        raise type(error)(f"step {name}: {error}") from error
-    outputs = dict.fromkeys([*wanted, *(["eval"] if name.startswith(EVALUATE) else [])])
-    return Step(name, found, dict(settings.inputs), tuple(outputs))
 
 
 def run_step(step: Step, record: Record, pipeline: RunConfig) -> None:

@@ -1,0 +1,107 @@
+"""The steps of a pipeline: each one's configuration, composed and checked before the first runs.
+
+Needs neither torch nor Megatron-Core: a chain of jobs is planned on a login node.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_r1.config.load import load_config
+from megatron_r1.config.overrides import quoted
+from megatron_r1.config.pipeline import (
+    EVALUATE,
+    EvaluationStageConfig,
+    PipelineConfig,
+    PipelineStepConfig,
+)
+from megatron_r1.config.run import RunConfig
+from megatron_r1.errors import ConfigError, UserError
+
+MODEL = "model"
+"""Among a step's outputs: its newest checkpoint."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run of the pipeline, its configuration checked."""
+
+    name: str
+    config: RunConfig
+    inputs: dict[str, str]
+    """Setting -> step or ``step:file``."""
+    outputs: tuple[str, ...]
+    """Files of its folder that others read, or `MODEL`."""
+
+
+def plan_steps(config: RunConfig, world_size: int) -> list[Step]:
+    """Compose and check every step, before the first begins.
+
+    Raises:
+        ConfigError: a step's configuration is impossible, or its input is no earlier step.
+    """
+    stage = config.stage
+    assert isinstance(stage, PipelineConfig), "asked of a pipeline alone"
+    wanted: dict[str, list[str]] = {name: [] for name in stage.steps}
+    inputs = [stage.evaluation_inputs, *(settings.inputs for settings in stage.steps.values())]
+    for sources in inputs:
+        for source in sources.values():
+            step, _, file = source.partition(":")
+            wanted.setdefault(step, []).append(file or MODEL)
+    steps: list[Step] = []
+    for name in [*stage.given, *stage.steps]:
+        if name in stage.steps:
+            steps.append(_planned(config, name, stage.steps[name], steps, wanted[name], world_size))
+        if name in stage.columns.values():
+            overrides = ["stage=evaluation", *stage.evaluation]
+            evaluation = PipelineStepConfig(
+                overrides=overrides, inputs={**stage.evaluation_inputs, "model.init_from": name}
+            )
+            steps.append(_planned(config, EVALUATE + name, evaluation, steps, [], world_size))
+    return steps
+
+
+def _planned(
+    config: RunConfig,
+    name: str,
+    settings: PipelineStepConfig,
+    before: Sequence[Step],
+    wanted: Sequence[str],
+    world_size: int,
+) -> Step:
+    stage = config.stage
+    known = [*stage.given, *(step.name for step in before)]
+    inputs = []
+    for setting, source in settings.inputs.items():
+        step, _, file = source.partition(":")
+        if step not in known:
+            raise ConfigError(
+                f"stage.steps.{name}.inputs: {setting} = {source!r} names no step before it. "
+                f"Those are: {', '.join(known) or 'none'}"
+            )
+        path = Path(stage.given[step]) if step in stage.given else config.run.dir / step
+        inputs.append(f"{setting}={quoted(str(path / file))}")
+    own = [*stage.common, *settings.overrides, *stage.changes.get(name, []), *inputs]
+    try:
+        found = load_config([*own, f"run.seed={config.run.seed}"])
+        run = dataclasses.replace(
+            config.run, name=f"{config.run.name}/{name}", seed=found.run.seed, overwrite=False
+        )
+        taken: dict[str, Any] = {
+            group: getattr(config, group) for group in ("cluster", "telemetry", "judge")
+        }
+        for group in ("parallel", "precision"):
+            if not any(o.lstrip("+").startswith((f"{group}.", f"{group}=")) for o in own):
+                taken[group] = getattr(config, group)
+        found = dataclasses.replace(found, run=run, **taken)
+        if not isinstance(found.stage, EvaluationStageConfig):
+            # An evaluation has the shape of its model, which is not there yet.
+            found.validate(world_size)
+    except UserError as error:
+        raise type(error)(f"step {name}: {error}") from error
+    outputs = dict.fromkeys([*wanted, *(["eval"] if name.startswith(EVALUATE) else [])])
+    return Step(name, found, dict(settings.inputs), tuple(outputs))

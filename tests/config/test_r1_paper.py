@@ -1,0 +1,85 @@
+"""What DeepSeek-R1's paper says of its stages, against the configuration that runs them.
+
+`r1_paper.tsv` is the paper's table: settings with their values, each with its section, or marked
+`ours` with the reason where the paper is silent. `v2` is arXiv:2501.12948v2, `v1` the first.
+"""
+
+from __future__ import annotations
+
+import csv
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from megatron_r1.config.load import load_config, to_yaml
+from megatron_r1.telemetry.run_dir import flatten
+
+TABLE = Path(__file__).with_name("r1_paper.tsv")
+FILES = ["stage.samples=samples.jsonl"]
+BASES = ("qwen_1.5b", "qwen_7b", "qwen_14b", "qwen_32b", "llama_8b", "llama_70b")
+RUNS = {
+    "zero": ["stage=r1_zero"],
+    "stage1": ["stage=r1_stage1"],
+    "stage2": ["stage=r1_stage2"],
+    "stage3": ["stage=r1_stage3"],
+    "stage4": ["stage=r1_stage4", "reward.models.helpful=a", "reward.models.safety=b"],
+    "sft": ["stage=sft", *FILES],
+    "helpful": ["stage=rm_helpful"],
+    "safety": ["stage=rm_safety"],
+    "distill": ["stage=distill", *FILES],
+    "r1_evaluation": ["evaluation=r1"],
+    **{f"distill_{base}": [f"experiment=distill_{base}", *FILES] for base in BASES},
+}
+MACHINERY = (".checkpoint_every_steps", ".keep_checkpoints", "_s", ".max_retries", ".max_parallel")
+"""Ends of settings that a machine asks for, and that change nothing of what is learned."""
+
+
+def rows() -> list[dict[str, str]]:
+    with TABLE.open() as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+@cache
+def settings_of(run: str) -> dict[str, Any]:
+    config = load_config(RUNS[run])
+    return OmegaConf.to_container(OmegaConf.create(to_yaml(config)))
+
+
+def at(tree: dict[str, Any], path: str) -> Any:
+    for key in path.split("."):
+        tree = tree[key]
+    return tree
+
+
+def as_written(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {value[key]}" for key in sorted(value))
+    return str(value)
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: f"{row['runs']} {row['setting']}")
+def test_the_configuration_says_what_the_paper_says(row):
+    assert row["mark"] in ("paper", "ours") and row["source or reason"].strip()
+    for run in row["runs"].split():
+        found, written = at(settings_of(run), row["setting"]), row["value"]
+        if isinstance(found, int | float):
+            assert found == float(written), run
+        else:
+            assert as_written(found) == written, run
+
+
+@pytest.mark.parametrize("run", [run for run in RUNS if "_" not in run])
+def test_every_number_of_a_stage_has_its_row(run):
+    """Nothing comes into conf/stage/ or a schema behind it without a source or a reason."""
+    numbers = {
+        setting
+        for setting, value in flatten({"stage": settings_of(run)["stage"]}).items()
+        if isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and not setting.endswith(MACHINERY)
+    }
+    listed = {row["setting"] for row in rows() if run in row["runs"].split()}
+    assert numbers <= listed
