@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from megatron_r1.config.load import load_config
 from megatron_r1.config.tiny_world import TinyWorldConfig
 from megatron_r1.data.jsonl import read_jsonl
 from megatron_r1.data.preferences import read_preferences
@@ -161,6 +162,13 @@ def test_a_token_holds_one_word(world, tmp_path):
     for text in ("7| take |3| makes |4|.", "the| red| cat", "红|猫|做|什|么|？"):
         words = text.split("|")
         assert [tokenizer.decode([i]) for i in tokenizer.encode("".join(words))] == words
+
+
+def test_a_base_learns_from_a_file_whatever_the_prompts_are():
+    own = ["stage=tiny_base", "data=jsonl", "data.path=sums.jsonl"]
+    load_config([*own, "stage.documents=corpus.jsonl"]).validate(world_size=1)
+    with pytest.raises(ConfigError, match="written for data=chain_sum"):
+        load_config(own).validate(world_size=1)
 
 
 def test_impossible_settings_are_refused():
