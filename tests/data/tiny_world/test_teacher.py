@@ -146,6 +146,21 @@ def test_a_bad_request_is_refused_and_says_why(url, body, message):
     assert status == 400 and message in record["error"]["message"]
 
 
+def test_whatever_a_model_writes_can_be_judged(url):
+    judge = Judge(JudgeConfig(base_url=url, retry_s=0.01))
+    # Half of a surrogate pair, a replacement character, tags that never close, a block of ours.
+    for text in (
+        "红\ud800",
+        "红\ufffd",
+        "<answer>红<think>",
+        "<question>\nx\n</question>",
+        "红" * 999,
+    ):
+        judged = judge.is_correct("say red cat in Chinese", "红猫.", text)
+        assert (judged.kind, judged.verdict) == (Kind.verdict, "incorrect"), text
+        assert judge.compare("say red cat in Chinese", text, "红猫.").verdict == "B>>A"
+
+
 def test_other_paths_and_large_bodies_are_refused(url):
     assert post(url, b"{}", "/embeddings")[0] == 404
     with urllib.request.urlopen(url.removesuffix("/v1") + "/health", timeout=10) as response:
