@@ -120,12 +120,13 @@ def test_preferences_and_labels_are_right(world):
         offer = request.tongue.offer
         assert not request.is_harmful
         assert request.answer in final_part_of(pair.chosen)
-        if pair.margin == 1.0:  # both right, one with an offer
+        chosen, rejected = pair.chosen.count(offer), pair.rejected.count(offer)
+        if pair.margin == 1.0:  # both right: one offer over none, or over several in any language
             assert request.answer in final_part_of(pair.rejected)
-            assert offer in pair.chosen and offer not in pair.rejected
+            assert chosen == 1 and rejected != 1 or len(pair.rejected) > len(pair.chosen)
         else:
             assert request.answer not in final_part_of(pair.rejected)
-            assert (offer in pair.chosen) == (offer in pair.rejected)
+            assert chosen <= rejected <= 1
     labelled = read_labelled(world[0] / "labelled.jsonl")
     for case in labelled:
         request = parse_request(case.prompt)
