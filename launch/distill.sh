@@ -12,7 +12,7 @@
 # submitting it again resumes:
 #
 #   sbatch [sbatch's options] launch/distill.sh [overrides]
-#   sbatch -N 8 launch/distill.sh experiment=distill_qwen_7b stage.samples=runs/r1_stage3/data/train.jsonl \
+#   sbatch -N 8 launch/distill.sh experiment=distill_qwen_7b stage.examples=runs/r1_stage3/data/train.jsonl \
 #       model.init_from=/models/qwen_math
 cd "${SLURM_SUBMIT_DIR:?submit this file with sbatch, from the root of the checkout}"
 . launch/job.sh

@@ -24,12 +24,34 @@ run_stage() {
     echo "$(date +%FT%T) job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, restart ${SLURM_RESTART_COUNT:-0}: $log"
     # The first rank that leaves after saving must not end those that still save. --wait does end
     # them where a rank was lost.
-    # shellcheck disable=SC2086  options, by words
-    srun --label --kill-on-bad-exit=0 --wait=60 --output="$log" ${MEGATRON_R1_SRUN_ARGS:-} \
-        bash launch/step.sh "$@" || code=$?
+    # shellcheck disable=SC2206  options, by words
+    local tasks=(srun --label --kill-on-bad-exit=0 --wait=60 ${MEGATRON_R1_SRUN_ARGS:-})
+    if ((${SLURM_HET_SIZE:-1} == 1)); then
+        "${tasks[@]}" --output="$log" bash launch/step.sh "$@" || code=$?
+    else
+        run_beside_servers "$@" || code=$?
+    fi
     echo "$(date +%FT%T) exit code $code"
     if ((code != 0 && code != EXIT_USER_ERROR && ${SLURM_RESTART_COUNT:-0} < MAX_RESTARTS)); then
         scontrol requeue "$SLURM_JOB_ID" # same number, same run directory: it resumes
     fi
     exit "$code"
+}
+
+# A heterogeneous job: ranks in its first component, rollout servers in its second, one task a node.
+# Neither is of use without the other.
+run_beside_servers() {
+    local trainer servers code=0 servers_code=0
+    "${tasks[@]}" --het-group=0 --output="$log" bash launch/step.sh "$@" &
+    trainer=$!
+    "${tasks[@]}" --het-group=1 --output="${log%.log}-servers.log" bash launch/step.sh serve "$@" &
+    servers=$!
+    wait -n "$trainer" "$servers" || true
+    # srun hands it on, and Slurm kills what has not ended in order after its KillWait.
+    kill -TERM "$trainer" "$servers" 2>/dev/null || true
+    wait "$trainer" || code=$?
+    wait "$servers" || servers_code=$?
+    echo "$(date +%FT%T) exit code of the ranks $code, of the servers $servers_code"
+    if ((servers_code == EXIT_USER_ERROR)); then code=$servers_code; fi
+    return "$code"
 }

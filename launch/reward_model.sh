@@ -8,12 +8,12 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
-# A reward model: rm_helpful, or stage=rm_safety stage.responses=FILE. From the root of the checkout;
+# A reward model: rm_helpful, or stage=rm_safety stage.examples=FILE. From the root of the checkout;
 # submitting it again resumes:
 #
 #   sbatch [sbatch's options] launch/reward_model.sh [overrides]
 #   sbatch -N 8 launch/reward_model.sh model=qwen2.5_7b model.init_from=/models/qwen \
-#       stage.pairs=/data/pairs.jsonl
+#       stage.examples=/data/pairs.jsonl
 cd "${SLURM_SUBMIT_DIR:?submit this file with sbatch, from the root of the checkout}"
 . launch/job.sh
 run_stage rm_helpful "$@"

@@ -83,7 +83,7 @@ _find_python() {
 }
 
 _hash_of_inputs() {
-    cat "$MEGATRON_R1_ROOT"/{constraints-cpu.txt,setup.cfg} | sha256sum | cut -c1-12
+    cat "$MEGATRON_R1_ROOT"/{constraints-cpu.txt,setup.cfg,setup.py} | sha256sum | cut -c1-12
 }
 
 _lock() {

@@ -130,6 +130,19 @@ def inspect_apex() -> str:
     return inspect_module("apex", "apex")
 
 
+def inspect_layers() -> str:
+    """Whose layers and optimizer a model is built of on this machine."""
+    require("megatron")
+    from megatron_r1.platform.host import prepare
+
+    device = prepare().device
+    from megatron_r1.config.precision import PrecisionConfig
+    from megatron_r1.models.precision import Installed, parts_name
+
+    taken = parts_name(PrecisionConfig(), Installed.on(device))
+    return f"{taken.replace('_', ' ')} layers on {device.type}"
+
+
 def inspect_slurm() -> str:
     version = run_command("sbatch", "--version").removeprefix("slurm ")
     try:
@@ -233,6 +246,12 @@ CHECKS = (
         inspect_apex,
         "fused optimizer without Transformer Engine",
         "build NVIDIA's source; pip install apex brings an unrelated package",
+    ),
+    Check(
+        "layers",
+        inspect_layers,
+        "models; FP8 needs Transformer Engine's, or precision=fp8_block_sim",
+        BASE,
     ),
     Check(
         "Triton",

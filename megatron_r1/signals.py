@@ -56,5 +56,10 @@ def signal_to_stop() -> int:
     return max(_received, default=0)
 
 
+def was_terminated() -> bool:
+    """Whether a SIGTERM came within `terminate_later`."""
+    return signal.SIGTERM in _received
+
+
 def _note(number: int, frame: FrameType | None) -> None:
     _received.add(number)

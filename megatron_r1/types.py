@@ -92,9 +92,18 @@ class Rollout:
     """Response without special stop tokens, as the graders read it."""
     version_spans: tuple[VersionSpan, ...] = ()
     """Where weights were published while it was sampled; empty: one version sampled all."""
+    kept_tokens: tuple[tuple[int, ...], ...] | None = field(default=None, repr=False)
+    """Where asked for: the tokens that top-p and top-k left to choose each token from, and
+    `logprobs` are among them."""
     routed_experts: np.ndarray | None = field(default=None, compare=False, repr=False)
     """int32, [prompt + response - 1, layers, experts of a token]: row t is of the pass over token
     t, shared experts not counted, and zero in dense layers. None where it was not asked for."""
+
+
+def spans(rollout: Rollout) -> tuple[VersionSpan, ...]:
+    """Which version sampled which tokens, all of them."""
+    whole = VersionSpan(rollout.weight_version, 0, len(rollout.token_ids))
+    return rollout.version_spans or (whole,)
 
 
 @dataclass(frozen=True)
@@ -130,7 +139,7 @@ class ScoredGroup:
 class TrainRow:
     """One sequence to learn from: prompt and response, token-aligned.
 
-    RL fills everything; supervised training needs `tokens_L` and `loss_mask_L` alone.
+    Supervised training needs `tokens_L` and `loss_mask_L` alone; who fills the rest says so.
     """
 
     tokens_L: Tensor
@@ -154,7 +163,14 @@ class TrainRow:
     update lies between the two, and the value is `logprobs` without its gradient."""
     logprobs_ref_L: Tensor | None = None
     """The reference policy's; float32."""
-    values_L: Tensor | None = None
+    kept_counts_L: Tensor | None = None
+    """How many tokens top-p and top-k left where each token was drawn; 0: all. int64."""
+    kept_ids_J: Tensor | None = None
+    """Which, end to end; int64."""
+    routed_experts_LMK: Tensor | None = None
+    """Which K experts the engine sent each token to in each of its M layers; int16, -1 for the last
+    token, whose pass it never made. Zero in dense layers. None: not known."""
+    values_old_L: Tensor | None = None
     """The critic's, of the state in which each token was chosen, before its first update on this
     phase; float32."""
     returns_L: Tensor | None = None
@@ -202,10 +218,15 @@ class MicroBatch:
     logprobs_old_T: Tensor | None
     """None until the forward pass of the update has given them; see `TrainRow`."""
     logprobs_ref_T: Tensor
-    values_T: Tensor
+    values_old_T: Tensor
     returns_T: Tensor
     teacher_logits_Tv: Tensor | None = None
     """None where no row has any."""
+    kept_counts_T: Tensor | None = None
+    """int64; None where no row has any. See `TrainRow`."""
+    kept_ids_J: Tensor | None = None
+    routed_experts_TMK: Tensor | None = None
+    """int16, -1 where it is not known; None where no row has any. See `TrainRow`."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +234,8 @@ class LossOutput:
     """What a loss returns: a scalar to minimise and metrics that add up over micro-batches and
     ranks.
 
-    A metric is ``(numerator, denominator)``; both are summed over the step, then divided.
+    A metric is ``(numerator, denominator)``; both are summed over the step, then divided. Of one
+    whose name ends in ``_max`` the largest numerator is taken.
     """
 
     loss: Tensor
@@ -227,4 +249,5 @@ class StepResult:
     metrics: Mapping[str, float]
     """``train/loss``, ``train/grad_norm``, ``train/lr``, ``train/tokens`` and the loss's own."""
     skipped: bool
-    """True when nothing was changed: the gradient was not finite, or no rollout could teach."""
+    """True when the policy was not changed: the gradient was not finite, no rollout could teach, or
+    its critic alone learned."""

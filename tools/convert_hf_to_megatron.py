@@ -50,22 +50,33 @@ def convert(arguments: argparse.Namespace) -> None:
     from megatron_r1.checkpoint.conversion import WeightDtype
     from megatron_r1.checkpoint.hf_import import import_hf
 
+    found: list[str] = []
+
+    def check(draft: Path) -> None:
+        from megatron_r1.checkpoint.logit_check import compare_logits
+
+        gap = compare_logits(arguments.source, draft)
+        found.append(gap.describe() if gap else "not checked: the model does not fit into memory")
+
     report = import_hf(
         arguments.source,
         arguments.destination,
         dtype=WeightDtype(arguments.dtype),
         file_bytes=int(arguments.file_gb * 1e9),
+        check=check if arguments.check else None,
     )
     print(f"{arguments.destination}: {report.describe()}")
-    if arguments.check:
-        from megatron_r1.checkpoint.logit_check import compare_logits
-
-        gap = compare_logits(arguments.source, arguments.destination)
-        print(gap.describe() if gap else "not checked: the model does not fit into memory")
+    for line in found:
+        print(line)
 
 
 def dry_run(arguments: argparse.Namespace) -> None:
-    from megatron_r1.checkpoint.hf_coverage import describe_tensors, index_coverage, read_hf_head
+    from megatron_r1.checkpoint.hf_coverage import (
+        absent_mtp_note,
+        describe_tensors,
+        index_coverage,
+        read_hf_head,
+    )
     from megatron_r1.errors import CheckpointError
     from megatron_r1.models.size import count_parameters
     from megatron_r1.weights.names import name_table
@@ -83,6 +94,9 @@ def dry_run(arguments: argparse.Namespace) -> None:
             f"{arguments.source}: not every tensor is covered. {found.describe()}"
         )
     print("every tensor is covered")
+    note = absent_mtp_note(arguments.source, config)
+    if note:
+        print(note)
 
 
 if __name__ == "__main__":

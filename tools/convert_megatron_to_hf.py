@@ -51,18 +51,24 @@ def convert(arguments: argparse.Namespace) -> None:
     from megatron_r1.checkpoint.hf_export import export_hf
     from megatron_r1.checkpoint.record import resolve_checkpoint
 
+    found: list[str] = []
+
+    def check(draft: Path) -> None:
+        from megatron_r1.checkpoint.logit_check import compare_logits
+
+        gap = compare_logits(draft, resolve_checkpoint(arguments.source))
+        found.append(gap.describe() if gap else "not checked: the model does not fit into memory")
+
     report = export_hf(
         arguments.source,
         arguments.destination,
         dtype=WeightDtype(arguments.dtype),
         shard_bytes=int(arguments.shard_gb * 1e9),
+        check=check if arguments.check else None,
     )
     print(f"{arguments.destination}: {report.describe()}")
-    if arguments.check:
-        from megatron_r1.checkpoint.logit_check import compare_logits
-
-        gap = compare_logits(arguments.destination, resolve_checkpoint(arguments.source))
-        print(gap.describe() if gap else "not checked: the model does not fit into memory")
+    for line in found:
+        print(line)
 
 
 def dry_run(arguments: argparse.Namespace) -> None:

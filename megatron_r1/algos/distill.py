@@ -39,7 +39,7 @@ def teacher_divergence(
 
         0: q - p    1: q (log(q / p) - KL(q || p))    b: (1 - b) q (log(q / m) - KL(q || m))
 
-    The vocabulary is never gathered: ranks exchange five numbers per column, in two all-reduces.
+    The vocabulary is never gathered: ranks exchange six numbers per column, in five all-reduces.
 
     Args:
         logits_Tv: the student's, columns vocab_start .. vocab_start + v of the vocabulary, any

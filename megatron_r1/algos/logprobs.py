@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_r1.algos.shapes import check_same_shape
+from r1_kernels.logit_rows import combine_shards, logit_gradient, logit_statistics
 
 CHUNK_ELEMENTS = 1 << 24
 """Logits converted to float32 at once, at most: 64 MiB, whatever the length of the stream."""
@@ -138,16 +139,17 @@ class _TargetLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits_Tv, targets_T, temperature, vocab_start, vocab_size, group):
-        num_valid = None if vocab_size is None else max(vocab_size - vocab_start, 0)
+        ctx.scale = 1.0 / temperature
+        ctx.num_valid = None if vocab_size is None else max(vocab_size - vocab_start, 0)
         columns_T = targets_T - vocab_start
         chunks = [
-            _shard_statistics(_scaled(logits_Tv[rows], temperature, num_valid), columns_T[rows])
+            logit_statistics(
+                logits_Tv[rows], columns_T[rows], scale=ctx.scale, num_valid=ctx.num_valid
+            )
             for rows in row_chunks(logits_Tv)
         ]
-        peak_T, sum_T, entropy_T, target_T = _combine_shards(torch.cat(chunks, dim=1), group)
-        log_sum_T = sum_T.log()
+        peak_T, log_sum_T, entropy_T, target_T = combine_shards(torch.cat(chunks, dim=1), group)
         ctx.save_for_backward(logits_Tv, columns_T, peak_T, log_sum_T)
-        ctx.temperature, ctx.num_valid = temperature, num_valid
         ctx.mark_non_differentiable(entropy_T)
         return target_T - peak_T - log_sum_T, entropy_T
 
@@ -158,12 +160,15 @@ class _TargetLogprobs(torch.autograd.Function):
         logits_Tv, columns_T, peak_T, log_sum_T = ctx.saved_tensors
         grad_Tv = torch.empty_like(logits_Tv)
         for rows in row_chunks(logits_Tv):
-            scaled_cv = _scaled(logits_Tv[rows], ctx.temperature, ctx.num_valid)
-            log_p_cv = scaled_cv.sub_(peak_T[rows, None]).sub_(log_sum_T[rows, None])
-            grad_cv = log_p_cv.exp_().neg_()
-            owned_c1, column_c1 = _owned(columns_T[rows, None], num_columns=grad_cv.shape[1])
-            grad_cv.scatter_add_(1, column_c1, owned_c1.to(grad_cv.dtype))
-            grad_Tv[rows] = grad_cv.mul_(grad_logprobs_T[rows, None] / ctx.temperature)
+            grad_Tv[rows] = logit_gradient(
+                logits_Tv[rows].clone(),
+                columns_T[rows],
+                peak_T[rows],
+                log_sum_T[rows],
+                grad_logprobs_T[rows],
+                scale=ctx.scale,
+                num_valid=ctx.num_valid,
+            )
         return grad_Tv, None, None, None, None, None
 
 
@@ -172,56 +177,3 @@ def row_chunks(logits_Tv: Tensor) -> Iterator[slice]:
     num_rows, num_columns = logits_Tv.shape
     step = max(CHUNK_ELEMENTS // num_columns, 1)
     return (slice(start, start + step) for start in range(0, num_rows, step))
-
-
-def _scaled(logits_cv: Tensor, temperature: float, num_valid: int | None) -> Tensor:
-    """A float32 copy, divided by the temperature; -inf in the columns from num_valid on."""
-    scaled_cv = logits_cv.float() / temperature
-    if num_valid is not None:
-        scaled_cv[:, num_valid:] = -torch.inf
-    return scaled_cv
-
-
-def _owned(columns: Tensor, num_columns: int) -> tuple[Tensor, Tensor]:
-    """Whether this rank holds each target, and a column that is safe to index where it does not."""
-    return (columns >= 0) & (columns < num_columns), columns.clamp(0, num_columns - 1)
-
-
-def _shard_statistics(scaled_cv: Tensor, columns_c: Tensor) -> Tensor:
-    """Four rows over this rank's columns alone; overwrites the logits z.
-
-    The peak is max z; then sum e and -sum e log e, with e = exp(z - peak); then the target's z, or
-    -inf where another rank holds it.
-    """
-    owned_c, safe_c = _owned(columns_c, num_columns=scaled_cv.shape[1])
-    target_c = scaled_cv.gather(1, safe_c[:, None]).squeeze(1).masked_fill(~owned_c, -torch.inf)
-    # A rank may hold padding alone: with a finite peak its exponentials are 0, and not NaN.
-    peak_c = scaled_cv.amax(dim=1).clamp(min=torch.finfo(scaled_cv.dtype).min)
-    exp_cv = scaled_cv.sub_(peak_c[:, None]).exp_()
-    return torch.stack([peak_c, exp_cv.sum(1), torch.special.entr(exp_cv).sum(1), target_c])
-
-
-def _combine_shards(
-    statistics_4T: Tensor, group: dist.ProcessGroup | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(peak, sum of exponentials below it, entropy, target's logit) of the whole vocabulary.
-
-    Moving a shard to the common peak multiplies its e by f = exp(its peak - common peak), so that
-    -sum (fe) log (fe) = f (-sum e log e) + (-f log f) sum e. With S the sum of all fe,
-    p = fe / S and the entropy is -sum (fe) log (fe) / S + log S.
-    """
-    shard_peak_T, shard_sum_T, shard_entr_T, target_T = statistics_4T
-    peak_T, target_T = _all_reduce(torch.stack([shard_peak_T, target_T]), dist.ReduceOp.MAX, group)
-    factor_T = torch.exp(shard_peak_T - peak_T)
-    moved_sum_T = factor_T * shard_sum_T
-    moved_entr_T = factor_T * shard_entr_T + torch.special.entr(factor_T) * shard_sum_T
-    sum_T, entr_T = _all_reduce(torch.stack([moved_sum_T, moved_entr_T]), dist.ReduceOp.SUM, group)
-    return peak_T, sum_T, entr_T / sum_T + sum_T.log(), target_T
-
-
-def _all_reduce(
-    values: Tensor, op: dist.ReduceOp.RedOpType, group: dist.ProcessGroup | None
-) -> Tensor:
-    if group is not None:
-        dist.all_reduce(values, op, group)
-    return values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from megatron_r1.algos.mismatch import sequence_log_ratio
 from megatron_r1.algos.rollout_tokens import RolloutTokens
 from megatron_r1.config.algo import Ratio
 
@@ -21,12 +22,6 @@ def ratios(tokens: RolloutTokens, kind: Ratio) -> Tensor:
     to one term for the response, and every token gets the same share of the gradient.
     """
     log_ratio_K = tokens.logprobs_K - tokens.logprobs_old_K
-    if kind is Ratio.token:
-        return torch.exp(log_ratio_K)
-    zeros_S = log_ratio_K.new_zeros(tokens.num_sequences)
-    log_ratio_S = zeros_S.index_add(0, tokens.sequences_K, log_ratio_K)
-    if kind is Ratio.sequence_mean:
-        ones_K = torch.ones_like(log_ratio_K)
-        counts_S = zeros_S.index_add(0, tokens.sequences_K, ones_K)
-        log_ratio_S = log_ratio_S / counts_S.clamp(min=1)
-    return torch.exp(log_ratio_S)[tokens.sequences_K]
+    return torch.exp(
+        sequence_log_ratio(log_ratio_K, tokens.sequences_K, tokens.num_sequences, kind)
+    )

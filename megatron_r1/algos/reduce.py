@@ -53,6 +53,12 @@ def sequence_sums(values_T: Tensor, mask_T: Tensor, seq_lengths: Sequence[int]) 
     return torch.stack([values_L.sum() for values_L in kept_T.split(list(seq_lengths))])
 
 
+def max_part(values: Tensor) -> tuple[Tensor, Tensor]:
+    """A maximum, of values >= 0, as (maximum, 0): its metric's name ends in ``_max``."""
+    values = values.detach().float()
+    return torch.cat([values, values.new_zeros(1)]).max(), values.new_zeros(())
+
+
 def mean_parts(values: Tensor) -> tuple[Tensor, Tensor]:
     """A mean as (sum, count), float32, no gradient: a metric that adds up over micro-batches."""
     values = values.detach().float()

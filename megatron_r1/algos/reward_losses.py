@@ -54,7 +54,7 @@ def pointwise_loss(scores_N: Tensor, labels_N: Tensor, *, num_examples: int) -> 
 
 
 def scored_pairs_loss(
-    values_T: Tensor,
+    scores_T: Tensor,
     micro: MicroBatch,
     *,
     num_pairs: int,
@@ -64,12 +64,12 @@ def scored_pairs_loss(
     """`bradley_terry_loss` of a micro-batch of pairs, each chosen first, then rejected.
 
     Args:
-        values_T: of every token; a row's score is the one where its loss mask is True.
+        scores_T: of every token; a row's score is the one where its loss mask is True.
         margin_weight: times the label of a pair's rows is its margin.
     Returns:
         The micro-batch's share of the loss, and ``reward_model/accuracy``, ``/margin``, ``/score``.
     """
-    scores_N2 = values_T[micro.loss_mask_T].view(-1, 2)
+    scores_N2 = scores_T[micro.loss_mask_T].view(-1, 2)
     chosen_N, rejected_N = scores_N2.unbind(1)
     margins_N = margin_weight * micro.labels_T[micro.loss_mask_T].view(-1, 2)[:, 0]
     loss = bradley_terry_loss(
@@ -87,16 +87,16 @@ def scored_pairs_loss(
     return LossOutput(loss=loss, metrics=metrics)
 
 
-def scored_points_loss(values_T: Tensor, micro: MicroBatch, *, num_examples: int) -> LossOutput:
+def scored_points_loss(scores_T: Tensor, micro: MicroBatch, *, num_examples: int) -> LossOutput:
     """`pointwise_loss` of a micro-batch of labelled responses.
 
     Args:
-        values_T: of every token; a row's score is the one where its loss mask is True.
+        scores_T: of every token; a row's score is the one where its loss mask is True.
     Returns:
         The micro-batch's share of the loss, and ``reward_model/accuracy`` (a score above 0 says
         safe) and ``/score``.
     """
-    scores_N = values_T[micro.loss_mask_T]
+    scores_N = scores_T[micro.loss_mask_T]
     labels_N = micro.labels_T[micro.loss_mask_T]
     metrics = {
         "reward_model/accuracy": mean_parts((scores_N > 0) == (labels_N > 0.5)),

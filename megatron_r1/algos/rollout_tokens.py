@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from megatron_r1.algos.kl import kl_k3, kl_penalty
+from megatron_r1.algos.mismatch import mismatch_metrics, rollout_correction
 from megatron_r1.algos.reduce import masked_mean, mean_parts
 from megatron_r1.algos.shapes import check_same_shape
 from megatron_r1.config.algo import AlgoConfig, KlPlace
@@ -86,9 +87,9 @@ def weighted_loss(
 ) -> LossOutput:
     """The objective's token losses, with what the configuration adds, summed by their weights.
 
-    `config.rollout_correction_cap` multiplies the whole loss of a token, KL included, since every
-    term is an expectation over tokens that the engine drew. A token that is dropped takes its
-    weight along.
+    The correction for foreign samples (`algos/mismatch.py`) multiplies the whole loss of a token,
+    KL included, since every term is an expectation over tokens that the engine drew. A token that
+    is dropped takes its weight along.
 
     Returns:
         This micro-batch's share of the step's loss, to be added to the others', and `metrics` with
@@ -102,9 +103,7 @@ def weighted_loss(
         # The tokens were drawn from the old policy, so this estimates KL(old || policy).
         "algo/kl_old": mean_parts(kl_k3(tokens.logprobs_old_K, tokens.logprobs_K)),
         "algo/dropped_token_frac": mean_parts(~tokens.finite_T[micro.loss_mask_T]),
-        "mismatch/logprob_abs_mean": mean_parts(
-            (tokens.logprobs_old_K - tokens.logprobs_rollout_K).abs()
-        ),
+        **mismatch_metrics(tokens.logprobs_old_K, tokens.logprobs_rollout_K),
     }
     if config.kl_beta > 0:
         logprobs_ref_K = micro.logprobs_ref_T[tokens.usable_T]
@@ -117,12 +116,14 @@ def weighted_loss(
             )
         # k3 whatever the estimator in the loss, so that runs can be compared.
         metrics["algo/kl_ref"] = mean_parts(kl_k3(tokens.logprobs_K, logprobs_ref_K))
-    if config.rollout_correction_cap > 0:
-        foreign_K = torch.exp(tokens.logprobs_old_K - tokens.logprobs_rollout_K)
-        loss_K = loss_K * foreign_K.clamp(max=config.rollout_correction_cap)
-        metrics["mismatch/ratio_capped_frac"] = mean_parts(
-            foreign_K > config.rollout_correction_cap
-        )
+    factor_K, corrected = rollout_correction(
+        tokens.logprobs_old_K - tokens.logprobs_rollout_K,
+        tokens.sequences_K,
+        tokens.num_sequences,
+        config=config,
+    )
+    loss_K = loss_K * factor_K
+    metrics |= corrected
     if config.drop_stale_kl > 0:
         stale_S = stale_rollouts(tokens, micro, max_kl=config.drop_stale_kl)
         weights_K = weights_K * ~stale_S[tokens.sequences_K]

@@ -32,11 +32,11 @@ def value_loss(
     return 0.5 * (weights_K * error_K).sum()
 
 
-def critic_loss(values_T: Tensor, micro: MicroBatch, *, clip: float) -> LossOutput:
+def critic_loss(scores_T: Tensor, micro: MicroBatch, *, clip: float) -> LossOutput:
     """`value_loss` at the tokens that the policy sampled.
 
     Args:
-        values_T: what a scalar head says at each token, which has seen that token: the value of the
+        scores_T: what a scalar head says at each token, which has seen that token: the value of the
             state in which the next one is chosen; the only input that carries a gradient.
         micro: with the critic's earlier values and the returns, token-aligned.
         clip: see `value_loss`.
@@ -47,14 +47,14 @@ def critic_loss(values_T: Tensor, micro: MicroBatch, *, clip: float) -> LossOutp
         ValueError: the tensors differ in shape.
     """
     check_same_shape(
-        values_T=values_T,
-        old_values_T=micro.values_T,
+        scores_T=scores_T,
+        values_old_T=micro.values_old_T,
         returns_T=micro.returns_T,
         loss_mask_T=micro.loss_mask_T,
     )
     mask_T = micro.loss_mask_T
-    values_K = align_to_tokens(values_T, micro.positions_T)[mask_T]
-    old_K, returns_K = micro.values_T[mask_T], micro.returns_T[mask_T]
+    values_K = align_to_tokens(scores_T, micro.positions_T)[mask_T]
+    old_K, returns_K = micro.values_old_T[mask_T], micro.returns_T[mask_T]
     loss = value_loss(values_K, old_K, returns_K, micro.weights_T[mask_T], clip=clip)
     metrics = {
         "critic/value_mean": mean_parts(values_K),

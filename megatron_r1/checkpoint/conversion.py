@@ -47,19 +47,23 @@ class ConversionReport:
     seconds: float
     peak_memory_bytes: int
     """Of this process, since it began."""
+    note: str = ""
+    """What the user should know besides."""
 
     def describe(self) -> str:
         gigabytes, peak = self.num_bytes / 1e9, self.peak_memory_bytes / 1e9
         return (
             f"{self.num_tensors} tensors, {gigabytes:.2f} GB in {self.seconds:.1f} s "
             f"({gigabytes / self.seconds:.2f} GB/s), peak memory {peak:.2f} GB"
+            + (f"\n{self.note}" if self.note else "")
         )
 
 
-def make_report(num_tensors: int, num_bytes: int, started_s: float) -> ConversionReport:
-    return ConversionReport(
-        num_tensors, num_bytes, time.monotonic() - started_s, _peak_memory_bytes()
-    )
+def make_report(
+    num_tensors: int, num_bytes: int, started_s: float, note: str = ""
+) -> ConversionReport:
+    seconds = time.monotonic() - started_s
+    return ConversionReport(num_tensors, num_bytes, seconds, _peak_memory_bytes(), note)
 
 
 def _peak_memory_bytes() -> int:

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_r1.checkpoint.fp8_blocks import SCALE_SUFFIX, num_blocks
 from megatron_r1.checkpoint.safetensors_dir import (
     INDEX,
     SafetensorsDir,
@@ -23,8 +22,10 @@ from megatron_r1.checkpoint.safetensors_dir import (
 )
 from megatron_r1.config.model import DeepseekV3Config, Head, ModelConfig
 from megatron_r1.errors import CheckpointError
+from megatron_r1.weights.fp8_files import SCALE_SUFFIX
 from megatron_r1.weights.hf_config import head_from_hf, model_config_from_hf
 from megatron_r1.weights.names import NameMapping, name_table
+from r1_kernels.fp8_blocks import num_blocks
 
 _NO_WEIGHTS = ("rotary_emb.inv_freq",)
 """What older files hold besides; computed from the configuration."""
@@ -69,6 +70,7 @@ def read_hf_config(path: Path) -> ModelConfig:
 
 def read_hf_head(path: Path) -> Head:
     """What the model that config.json describes ends in."""
+    read_hf_config(path)  # refuses what is none
     return head_from_hf(read_json(path / "config.json"))
 
 
@@ -144,6 +146,23 @@ def _may_have_scales(entry: TensorEntry | None) -> bool:
 def _some(names: tuple[str, ...]) -> str:
     rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + rest
+
+
+def absent_mtp_note(path: Path, config: ModelConfig) -> str:
+    """A line for prediction layers that config.json counts and no file holds; empty without.
+
+    Args:
+        config: what `without_absent_mtp` made of it.
+    """
+    counted = read_hf_config(path).num_mtp_layers
+    if counted == config.num_mtp_layers:
+        return ""
+    return (
+        f"note: {path / 'config.json'} counts {counted} prediction layer(s) "
+        f"(num_nextn_predict_layers), and no file holds model.layers.{config.num_layers}.*: taken "
+        "as a model without, and model.num_mtp_layers is 0. transformers does not write them; "
+        "the files that the model was published with have them"
+    )
 
 
 def without_absent_mtp(config: ModelConfig, names: Iterable[str]) -> ModelConfig:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -24,13 +24,6 @@ from megatron_r1.checkpoint.conversion import (
     make_report,
 )
 from megatron_r1.checkpoint.draft import draft_directory, fingerprint
-from megatron_r1.checkpoint.fp8_blocks import (
-    BLOCK,
-    SCALE_SUFFIX,
-    is_quantized,
-    num_blocks,
-    quantize,
-)
 from megatron_r1.checkpoint.hf_weights import cast_finite, check_finite
 from megatron_r1.checkpoint.record import (
     FP8_SCALES,
@@ -51,14 +44,17 @@ from megatron_r1.checkpoint.safetensors_shards import (
     shard_name,
     write_index,
 )
+from megatron_r1.checkpoint.sharded_check import check_tensors
 from megatron_r1.checkpoint.sharded_keys import place_of
 from megatron_r1.checkpoint.sharded_tensors import ShardedReader
 from megatron_r1.config.model import DeepseekV3Config, Head, ModelConfig
 from megatron_r1.data.tokenizer import load_tokenizer
-from megatron_r1.errors import CheckpointError, UserError
+from megatron_r1.errors import UserError
 from megatron_r1.telemetry.progress import Progress
+from megatron_r1.weights.fp8_files import SCALE_SUFFIX, is_quantized
 from megatron_r1.weights.hf_config import head_from_hf, hf_config, model_config_from_hf
 from megatron_r1.weights.names import Form, NameMapping, name_table, to_hf
+from r1_kernels.fp8_blocks import BLOCK, num_blocks, quantize
 
 
 class PolicyWeights:
@@ -75,8 +71,7 @@ class PolicyWeights:
         self.config, self.head = saved_config(checkpoint, record), saved_head(record)
         self.table = name_table(self.config, self.head)
         self.tensors = ShardedReader(checkpoint / POLICY)
-        for mapping in self.table:
-            self._check(mapping)
+        check_tensors(self.tensors, self.config, self.table, checkpoint / "state.json")
         scales = checkpoint / FP8_SCALES
         self._scales = read_header(scales) if scales.is_file() else {}
 
@@ -114,19 +109,6 @@ class PolicyWeights:
             return name + SCALE_SUFFIX in self._scales
         return is_quantized(name, shape)
 
-    def _check(self, mapping: NameMapping) -> None:
-        place = place_of(mapping.megatron, self.config)
-        spec = self.tensors.specs.get(place.key)
-        if spec is None:
-            raise CheckpointError(f"{self.tensors.path} lacks {place.key}")
-        expected = (*place.counts, *mapping.megatron_shape)
-        padded = mapping.form is Form.vocab and spec.shape[0] >= expected[0]
-        if (spec.shape[1:] if padded else spec.shape) != (expected[1:] if padded else expected):
-            raise CheckpointError(
-                f"{self.tensors.path}: {place.key} has shape {list(spec.shape)}, and the model "
-                f"that {self.path / 'state.json'} describes makes it {list(expected)}"
-            )
-
 
 @dataclass(frozen=True)
 class _Item:
@@ -147,6 +129,7 @@ def export_hf(
     dtype: WeightDtype = WeightDtype.keep,
     shard_bytes: int = 5 * 10**9,
     show_progress: bool = True,
+    check: Callable[[Path], None] | None = None,
 ) -> ConversionReport:
     """Write `destination`, a Hugging Face model that transformers and SGLang load as it is.
 
@@ -155,6 +138,7 @@ def export_hf(
     Args:
         source: a checkpoint, or a run, of which the latest is taken.
         shard_bytes: how large a file gets.
+        check: looks at what was written before it gets its name; refuses it by a UserError.
     Raises:
         CheckpointError: the source is damaged, or the destination exists; the destination is not
             there then.
@@ -191,7 +175,10 @@ def export_hf(
         copy_tokenizer(weights.path / TOKENIZER, draft)
         config_json = exported_config(weights, dtype)
         (draft / "config.json").write_text(json.dumps(config_json, indent=2) + "\n")
-    return make_report(sum(len(specs) for _, specs in shards), total, started_s)
+        report = make_report(sum(len(specs) for _, specs in shards), total, started_s)
+        if check is not None:
+            check(draft)
+    return report
 
 
 def exported_config(weights: PolicyWeights, dtype: WeightDtype) -> dict[str, Any]:

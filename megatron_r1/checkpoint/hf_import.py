@@ -6,6 +6,7 @@ The checkpoint loads in every layout: it names tensors of the whole model, not o
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from megatron_r1.checkpoint.conversion import (
     make_report,
 )
 from megatron_r1.checkpoint.draft import draft_directory, fingerprint
+from megatron_r1.checkpoint.fp8_scales import write_scales
+from megatron_r1.checkpoint.hf_coverage import absent_mtp_note
 from megatron_r1.checkpoint.hf_weights import HfWeights, cast_finite
 from megatron_r1.checkpoint.record import (
     FP8_SCALES,
@@ -25,8 +28,6 @@ from megatron_r1.checkpoint.record import (
     copy_tokenizer,
     write_record,
 )
-from megatron_r1.checkpoint.safetensors_dir import DTYPES
-from megatron_r1.checkpoint.safetensors_shards import TensorSpec, shard_file
 from megatron_r1.checkpoint.sharded_keys import place_of, sharded_specs
 from megatron_r1.checkpoint.sharded_tensors import (
     ChunkFile,
@@ -46,6 +47,7 @@ def import_hf(
     dtype: WeightDtype = WeightDtype.keep,
     file_bytes: int = 4 * 10**9,
     show_progress: bool = True,
+    check: Callable[[Path], None] | None = None,
 ) -> ConversionReport:
     """Write `destination`, a checkpoint with the weights of `source` and no optimizer state.
 
@@ -53,6 +55,7 @@ def import_hf(
 
     Args:
         file_bytes: how large a data file gets, and so what an interruption can cost.
+        check: looks at what was written before it gets its name; refuses it by a UserError.
     Raises:
         CheckpointError, ConfigError: the source is damaged or not supported, or the destination
             exists; the destination is not there then.
@@ -93,12 +96,16 @@ def import_hf(
                         done += num_bytes(mapping)
                         progress.update(done // MEGABYTE, mapping.megatron)
         finish_checkpoint(policy, specs, files)
-        _keep_scales(weights, draft / FP8_SCALES)
+        write_scales(weights, draft / FP8_SCALES)
         copy_tokenizer(source, draft / TOKENIZER)
         loop = {"step": 0, "prompts_drawn": 0}
         layout = f"converted from {source.name}"
         write_record(draft, config, loop=loop, layout=layout, head=weights.head.value)
-    return make_report(len(table), total, started_s)
+        note = absent_mtp_note(source, config)
+        report = make_report(len(table), total, started_s, note)
+        if check is not None:
+            check(draft)
+    return report
 
 
 def _write(
@@ -111,14 +118,3 @@ def _write(
         offsets = (*place.index, row, *(0,) * (tensor.ndim - 1))
         cast = cast_finite(tensor, dtype, mapping.hf[0], weights.path)
         chunks.write(place.key, offsets, (*ones, *tensor.shape), cast)
-
-
-def _keep_scales(weights: HfWeights, file: Path) -> None:
-    names = weights.scale_names
-    if not names:
-        return
-    entries = weights.files.entries
-    specs = [TensorSpec(name, DTYPES[entries[name].dtype], entries[name].shape) for name in names]
-    with shard_file(file, specs) as shard:
-        for name in names:
-            shard.write(name, weights.files.tensor(name))

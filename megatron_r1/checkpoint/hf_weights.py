@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_r1.checkpoint.fp8_blocks import SCALE_SUFFIX, dequantize
 from megatron_r1.checkpoint.hf_coverage import (
     coverage,
     read_hf_config,
@@ -25,7 +24,9 @@ from megatron_r1.checkpoint.safetensors_dir import (
     SafetensorsDir,
 )
 from megatron_r1.errors import CheckpointError
+from megatron_r1.weights.fp8_files import SCALE_SUFFIX
 from megatron_r1.weights.names import Form, NameMapping, name_table, to_megatron
+from r1_kernels.fp8_blocks import dequantize
 
 Piece = tuple[int, Tensor]
 """First row in the Megatron parameter, and rows of it."""

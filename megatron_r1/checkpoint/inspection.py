@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -9,7 +10,8 @@ from math import prod
 from pathlib import Path
 
 from megatron_r1.checkpoint.conversion import MEGABYTE
-from megatron_r1.checkpoint.hf_coverage import is_hf_directory, read_hf_config, read_hf_head
+from megatron_r1.checkpoint.hf_coverage import absent_mtp_note, is_hf_directory
+from megatron_r1.checkpoint.hf_weights import HfWeights
 from megatron_r1.checkpoint.record import (
     CRITIC,
     POLICY,
@@ -19,18 +21,17 @@ from megatron_r1.checkpoint.record import (
     saved_config,
     saved_head,
 )
-from megatron_r1.checkpoint.safetensors_dir import DTYPES, SafetensorsDir
+from megatron_r1.checkpoint.safetensors_dir import DTYPES
+from megatron_r1.checkpoint.sharded_check import check_tensors, is_of_optimizer
 from megatron_r1.checkpoint.sharded_tensors import ShardedReader
 from megatron_r1.config.model import Head, ModelConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.models.size import count_parameters
 from megatron_r1.telemetry.table import render_table
+from megatron_r1.weights.names import name_table
 
 Tensor = tuple[str, str, tuple[int, ...], int]
 """Name, dtype, shape, bytes."""
-
-_OF_OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\.")
-"""Experts have an optimizer of their own, chained behind the others'."""
 
 
 def describe(path: Path, pattern: str | None = None) -> str:
@@ -51,8 +52,12 @@ def describe(path: Path, pattern: str | None = None) -> str:
 
 
 def _describe_hf(path: Path, pattern: str | None) -> Iterable[str]:
-    files = SafetensorsDir(path)
-    yield f"{path}: Hugging Face model, {_model(read_hf_config(path), read_hf_head(path))}"
+    weights = HfWeights(path)
+    files = weights.files
+    yield f"{path}: Hugging Face model, {_model(weights.config, weights.head)}"
+    note = absent_mtp_note(path, weights.config)
+    if note:
+        yield note
     tensors = [
         (entry.name, str(DTYPES[entry.dtype]), entry.shape, entry.stop - entry.start)
         for entry in files.entries.values()
@@ -62,18 +67,21 @@ def _describe_hf(path: Path, pattern: str | None) -> Iterable[str]:
 
 def _describe_checkpoint(path: Path, pattern: str | None) -> Iterable[str]:
     record = read_state(path)
-    yield f"{path}: checkpoint, {_model(saved_config(path, record), saved_head(record))}"
+    config, head = saved_config(path, record), saved_head(record)
+    yield f"{path}: checkpoint, {_model(config, head)}"
     loop = ", ".join(f"{name} {value}" for name, value in record["loop"].items())
     yield f"{loop}; saved by {record['layout']}"
     for name in (POLICY, REFERENCE, CRITIC):
         if (path / name).is_dir():
             reader = ShardedReader(path / name)
+            table = name_table(*_model_of(name, config, head))
+            check_tensors(reader, config, table, path / "state.json")
             tensors = [
                 (key, str(spec.dtype), spec.shape, prod(spec.shape) * spec.dtype.itemsize)
                 for key, spec in reader.specs.items()
             ]
-            optimizer = [tensor for tensor in tensors if _OF_OPTIMIZER.match(tensor[0])]
-            weights = [tensor for tensor in tensors if not _OF_OPTIMIZER.match(tensor[0])]
+            optimizer = [tensor for tensor in tensors if is_of_optimizer(tensor[0])]
+            weights = [tensor for tensor in tensors if not is_of_optimizer(tensor[0])]
             yield from _tables(f"{name}: weights", weights, pattern)
             if optimizer:
                 yield from _tables(f"{name}: optimizer state", optimizer, pattern)
@@ -82,6 +90,13 @@ def _describe_checkpoint(path: Path, pattern: str | None) -> Iterable[str]:
     for file, size in record["files"].items():
         if not file.startswith((POLICY, REFERENCE, CRITIC)):
             yield f"{file}: {size:,} bytes"
+
+
+def _model_of(name: str, config: ModelConfig, head: Head) -> tuple[ModelConfig, Head]:
+    """A critic is the policy's body, without its prediction layers, under a scalar head."""
+    if name != CRITIC:
+        return config, head
+    return dataclasses.replace(config, num_mtp_layers=0), Head.scalar
 
 
 def _model(config: ModelConfig, head: Head) -> str:

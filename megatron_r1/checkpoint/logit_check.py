@@ -65,7 +65,10 @@ def compare_logits(hf_directory: Path, checkpoint: Path) -> LogitGap | None:
         same_top=float((ours_TV.argmax(1) == theirs_TV.argmax(1)).float().mean()),
     )
     if not gap.relative <= TOLERANCE:
-        raise CheckpointError(f"{checkpoint} and {hf_directory} differ: {gap.describe()}")
+        raise CheckpointError(
+            "the conversion and its source differ, and the conversion was not kept: "
+            + gap.describe()
+        )
     return gap
 
 

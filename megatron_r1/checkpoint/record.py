@@ -21,14 +21,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from megatron_r1.checkpoint.typed_fields import check_type, from_json
 from megatron_r1.config.model import (
     DeepseekV3Config,
     GroupedQueryConfig,
     Head,
     ModelConfig,
     Qwen3MoeConfig,
-    RopeConfig,
-    RopeScaling,
 )
 from megatron_r1.errors import CheckpointError
 
@@ -52,6 +51,8 @@ TOKENIZER_FILES = (
 )
 """What lies beside the weights in a Hugging Face directory and goes with them."""
 
+_FIELDS = {"files": dict, "model": dict, "loop": dict, "layout": str}
+"""Of state.json, and their types."""
 _NOT_IDENTITY = ("name", "init_from", "init_std", "balance_loss", "bias_update_rate", "mtp_loss")
 
 
@@ -87,10 +88,10 @@ def resolve_checkpoint(path: Path) -> Path:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """state.json, after checking that every file it lists is there in full.
+    """state.json, after checking its structure and that every file it lists is there in full.
 
     Raises:
-        CheckpointError: not ours, unreadable, or a file is missing or has another size.
+        CheckpointError: not ours, unreadable, damaged, or a file is missing or has another size.
     """
     state_file = path / "state.json"
     try:
@@ -99,10 +100,14 @@ def read_state(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{state_file} cannot be read: {error}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise CheckpointError(f"{state_file} was not written by this program (format {FORMAT})")
-    missing = {"files", "model", "loop"} - record.keys()
+    missing = _FIELDS.keys() - record.keys()
     if missing:
         raise CheckpointError(f"{state_file} is damaged: it lacks {', '.join(sorted(missing))}")
+    for name, expected in _FIELDS.items():
+        check_type(record[name], expected, f"{state_file}: {name}")
+    saved_head(record, state_file)
     for name, size in record["files"].items():
+        check_type(size, int, f"{state_file}: files[{name!r}]")
         file = path / name
         if not file.is_file():
             raise CheckpointError(f"checkpoint {path} is incomplete: {name} is missing")
@@ -139,9 +144,16 @@ def check_same_model(path: Path, record: dict[str, Any], config: ModelConfig, he
         )
 
 
-def saved_head(record: dict[str, Any]) -> Head:
+def saved_head(record: dict[str, Any], state_file: Path = Path("state.json")) -> Head:
     """What the model of a checkpoint ends in."""
-    return Head(record.get("head", Head.vocabulary.value))
+    head = record.get("head", Head.vocabulary.value)
+    try:
+        return Head(head)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{state_file} is damaged: head is {head!r}, none of "
+            + ", ".join(member.value for member in Head)
+        ) from error
 
 
 def model_identity(config: ModelConfig) -> dict[str, Any]:
@@ -162,13 +174,13 @@ def saved_config(path: Path, record: dict[str, Any]) -> ModelConfig:
     """The configuration of a checkpoint's model, out of its state.json.
 
     Raises:
-        CheckpointError: no family has just these settings, as in a checkpoint of another version.
+        CheckpointError: no family has just these settings, as in a checkpoint of another version,
+            or one is damaged.
     """
     saved = record["model"]
     for schema in (DeepseekV3Config, Qwen3MoeConfig, GroupedQueryConfig):
         if saved.keys() == {f.name for f in dataclasses.fields(schema)} - set(_NOT_IDENTITY):
-            rope = {**saved["rope"], "scaling": RopeScaling(saved["rope"]["scaling"])}
-            return schema(name=path.name, **{**saved, "rope": RopeConfig(**rope)})
+            return from_json(schema, {"name": path.name, **saved}, f"{path / 'state.json'}: model")
     raise CheckpointError(
         f"{path / 'state.json'} describes a model that this version does not know: "
         + ", ".join(sorted(saved))
@@ -185,7 +197,11 @@ def write_record(
         "layout": layout,
         "model": model_identity(config),
         **more,
-        "files": {str(f.relative_to(directory)): f.stat().st_size for f in files_of(directory)},
+        "files": {
+            str(file.relative_to(directory)): file.stat().st_size
+            for file in files_of(directory)
+            if file != directory / "state.json"  # of an attempt that was interrupted
+        },
     }
     (directory / "state.json").write_text(json.dumps(record, indent=1) + "\n")
 

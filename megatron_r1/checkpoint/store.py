@@ -2,6 +2,7 @@
 
     checkpoints/step_000123/   a checkpoint; `record.py` says what is in it
     checkpoints/latest         name of the newest whole one
+    checkpoints/fp8_scales.safetensors      of the model that the run began with, if it was in FP8
 
 A checkpoint is written under another name, flushed to the disk and renamed; `latest` follows by a
 rename of its own. Killed at any moment, a run finds its last whole checkpoint.
@@ -24,8 +25,10 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
+from megatron_r1.checkpoint.fp8_scales import carry_scales
 from megatron_r1.checkpoint.record import (
     CRITIC,
+    FP8_SCALES,
     POLICY,
     REFERENCE,
     TOKENIZER,
@@ -38,6 +41,7 @@ from megatron_r1.checkpoint.record import (
     saved_head,
     write_record,
 )
+from megatron_r1.checkpoint.typed_fields import from_json
 from megatron_r1.errors import CheckpointError
 from megatron_r1.models.policy import Policy
 from megatron_r1.models.weight_bank import WeightBank
@@ -106,6 +110,20 @@ class CheckpointStore:
         latest = self.latest()
         return latest is not None and latest.name == _name_of(step)
 
+    def keep_scales(self, model_dir: Path) -> None:
+        """Let every checkpoint carry the FP8 scales, if any, of the model that the run begins with:
+        a run, a checkpoint or a Hugging Face model. Every rank calls it.
+
+        Raises:
+            CheckpointError: there is no such model, or the disk is full.
+        """
+
+        def keep() -> None:
+            self._dir.mkdir(parents=True, exist_ok=True)
+            carry_scales(model_dir, self._dir)
+
+        on_main_rank(keep)
+
     def save(
         self,
         state: LoopState,
@@ -145,6 +163,8 @@ class CheckpointStore:
         def finish(partial: Path) -> None:
             if self._tokenizer_dir is not None:
                 copy_tokenizer(self._tokenizer_dir, partial / TOKENIZER)
+            if (self._dir / FP8_SCALES).is_file():
+                shutil.copyfile(self._dir / FP8_SCALES, partial / FP8_SCALES)
             write_record(
                 partial,
                 policy.config,
@@ -233,6 +253,7 @@ class CheckpointStore:
         """
         record = read_state(path)
         check_same_model(path, record, policy.config, policy.head)
+        state = _saved_state(record["loop"], f"{path / 'state.json'}: loop")
         if bank is not None and (path / REFERENCE).is_dir():
             _load_weights(policy, path / REFERENCE)
             bank.store(REFERENCE)
@@ -244,13 +265,19 @@ class CheckpointStore:
                     "another run from it: run.name=NEW model.init_from=" + str(path)
                 )
             _load_trained(critic.policy, critic.optimizer, path / CRITIC)
-        loop = record["loop"]
-        return LoopState(**{**loop, "watched": tuple(loop.get("watched", ()))})
+        return state
 
     def _prune(self, *, newest: Path) -> None:
         whole = sorted(p for p in self._dir.glob("step_*") if p.is_dir() and p != newest)
         for old in whole[: max(0, len(whole) - (self._keep - 1))]:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _saved_state(loop: dict[str, Any], where: str) -> LoopState:
+    lost = [name for name in ("step", "prompts_drawn") if name not in loop]
+    if lost:
+        raise CheckpointError(f"{where} is damaged: it lacks {', '.join(lost)}")
+    return from_json(LoopState, loop, where)
 
 
 def _name_of(step: int) -> str:

@@ -72,6 +72,17 @@ class Ratio(Enum):
     """The geometric mean over the tokens of the response (GSPO, arXiv:2507.18071)."""
 
 
+class RolloutMask(Enum):
+    """What of a response is left out of the loss where trainer and engine disagree too much;
+    `algos/mismatch.py`."""
+
+    none = "none"
+    token = "token"
+    """Tokens whose pi_old / pi_rollout is out of bounds (IcePop, arXiv:2510.18855)."""
+    sequence = "sequence"
+    """Responses whose geometric mean of pi_old / pi_rollout is."""
+
+
 class LossReduction(Enum):
     """How token losses become one number; `algos/reduce.py`."""
 
@@ -118,6 +129,20 @@ class AlgoConfig(ObjectiveConfig):
     rollout_correction_cap: float = 0.0
     """Truncated importance sampling: each token's loss is multiplied by
     min(pi_old / pi_rollout, cap). 0 turns it off (R1); 2.0 is verl's default."""
+    rollout_correction: Ratio = Ratio.token
+    """What is capped: a token's own pi_old / pi_rollout, or at all tokens of a response the product
+    over them (`sequence`) or its geometric mean (`sequence_mean`)."""
+    rollout_mask: RolloutMask = RolloutMask.none
+    rollout_mask_low: float = 0.5
+    """Lower bound of pi_old / pi_rollout for `rollout_mask`; IcePop's 0.5 and 5."""
+    rollout_mask_high: float = 5.0
+    keep_sampling_masks: bool = False
+    """Under top-p and top-k probabilities are among the tokens that the engine left to choose from
+    (DeepSeek-V3.2): the engine's, the trainer's and the reference's."""
+    replay_routing: bool = False
+    """The trainer sends each token to the experts that the engine sent it to (rollout routing
+    replay, arXiv:2510.11370), under its own router's weights: old log-probabilities and updates.
+    The reference policy, which sampled nothing, chooses its own."""
     drop_stale_kl: float = 0.0
     """Off-policy sequence masking (DeepSeek-V3.2): a rollout with a negative advantage whose mean
     log(pi_old / pi) exceeds this many nats is left out of the loss. 0 turns it off."""
@@ -136,7 +161,12 @@ class AlgoConfig(ObjectiveConfig):
         self._check_at_least(
             0, "kl_beta", "advantage_eps", "rollout_correction_cap", "drop_stale_kl", "mtp_loss"
         )
-        self._check_at_least(0, "overlong_cache_tokens")
+        self._check_at_least(0, "overlong_cache_tokens", "rollout_mask_low")
+        if self.rollout_mask_high <= self.rollout_mask_low:
+            raise ConfigError(
+                f"algo.rollout_mask_high = {self.rollout_mask_high} must be above "
+                f"algo.rollout_mask_low = {self.rollout_mask_low}"
+            )
         self._check_at_least(1, "sampling_rounds")
         if self.kl_place is KlPlace.rollout_reward and self.advantage_norm in (
             AdvantageNorm.std,
@@ -177,6 +207,9 @@ class PpoConfig(GrpoConfig):
     `trainers/critic.py`."""
 
     name: str = "ppo"
+    kl_place: KlPlace = KlPlace.token_reward
+    advantage_baseline: AdvantageBaseline = AdvantageBaseline.none
+    advantage_norm: AdvantageNorm = AdvantageNorm.batch
     discount: float = 1.0
     """gamma; InstructGPT (arXiv:2203.02155 appendix C) discounts nothing."""
     gae_lambda: float = 1.0

@@ -71,6 +71,9 @@ class SlurmConfig(ClusterConfig):
     """One rank each."""
     gpus_per_node: int = 8
     """0 asks for none."""
+    rollout_nodes: int = 0
+    """Further nodes, as the second component of a heterogeneous job. SGLang serves there:
+    `rollout.num_servers` on each. 0 starts the servers on the first node of the trainer."""
     time: str = "04:00:00"
     """Limit of one start, as sbatch takes it; the job is warned, saves and is started again."""
     warn_s: int = 600
@@ -94,7 +97,8 @@ class SlurmConfig(ClusterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("nodes", 1), ("tasks_per_node", 1), ("gpus_per_node", 0)):
+        least_of = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": 0, "rollout_nodes": 0}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"cluster.{name} must be >= {least}, got {getattr(self, name)}")
         if not _TIME.fullmatch(self.time):

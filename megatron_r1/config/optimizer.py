@@ -30,6 +30,9 @@ class OptimizerConfig:
     """0.9 and 0.95 are DeepSeek-V3's (arXiv:2412.19437 section 4.2)."""
     eps: float = 1e-8
     weight_decay: float = 0.0
+    bf16_moments: bool = False
+    """Adam's moments in bfloat16, as DeepSeek-V3's were (V3 report section 3.3.3). Transformer
+    Engine's Adam does that; without it the run stops."""
     clip_grad: float = 1.0
     """Largest global gradient norm (V3 report section 4.2)."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from megatron_r1.errors import ConfigError
+
 
 class DType(Enum):
     """Format of weights and activations. Gradients are reduced and Adam works in float32."""
@@ -13,9 +15,68 @@ class DType(Enum):
     bfloat16 = "bfloat16"
 
 
+class Logprobs(Enum):
+    """How log-probabilities of tokens are made of hidden states."""
+
+    fused = "fused"
+    """A few tokens at a time: logits of the whole stream are never held
+    (`r1_kernels/token_logprobs.py`)."""
+    plain = "plain"
+    """All logits, then their log-probabilities (`algos/logprobs.py`)."""
+
+
+class Fp8(Enum):
+    """In which 8-bit numbers the linears of attention and MLPs multiply; `models/precision.py`."""
+
+    none = "none"
+    block = "block"
+    """Tiles of 1 x 128 and blocks of 128 x 128, by Transformer Engine: DeepSeek-V3's recipe."""
+    tensor = "tensor"
+    """One scale for each tensor, from its current numbers, by Transformer Engine."""
+    mxfp8 = "mxfp8"
+    """Tiles of 32 with 8-bit scales, by Transformer Engine on Blackwell."""
+    block_sim = "block_sim"
+    """What `block` computes, from real FP8 numbers multiplied in float32, on any device."""
+
+
+class Parts(Enum):
+    """Whose layers a model is built of."""
+
+    auto = "auto"
+    """Transformer Engine's on a GPU where it is installed; else Apex's norms on a GPU where it is;
+    else plain ones."""
+    plain = "plain"
+    """Megatron-Core's plain layers and ours."""
+
+
 @dataclass(kw_only=True)
 class PrecisionConfig:
-    """`precision=fp32`, the default everywhere, or `precision=bf16`."""
+    """`precision=fp32`, the default everywhere; bf16, fp8_block, fp8_tensor, mxfp8 or
+    fp8_block_sim."""
 
     name: str = "fp32"
     dtype: DType = DType.float32
+    fp8: Fp8 = Fp8.none
+    """The linears of attention and MLPs, experts among them. Embedding, head, router, norms, the
+    attention between them and what joins prediction layers stay in `dtype`."""
+    parts: Parts = Parts.auto
+    power_of_two_scales: bool = True
+    """FP8 scales are powers of two, as Transformer Engine's are unless it is told otherwise."""
+    gradient_blocks: bool = False
+    """With `fp8 = block_sim`: gradients of activations in blocks of 128 x 128 in place of tiles. To
+    see training suffer: DeepSeek-V3's did (arXiv:2412.19437 appendix B.2)."""
+    float32_head: bool = False
+    """The head's logits are computed and kept in float32, whatever `dtype`."""
+    logprobs: Logprobs = Logprobs.fused
+
+    def __post_init__(self) -> None:
+        if self.fp8 is not Fp8.none and self.dtype is not DType.bfloat16:
+            raise ConfigError(
+                f"precision.fp8 = {self.fp8.value} with precision.dtype = {self.dtype.value}: what "
+                "is not FP8 is bfloat16 then. Set precision.dtype=bfloat16"
+            )
+        if self.gradient_blocks and self.fp8 is not Fp8.block_sim:
+            raise ConfigError(
+                f"precision.gradient_blocks with precision.fp8 = {self.fp8.value}: only "
+                "fp8 = block_sim can do that"
+            )

@@ -3,8 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from megatron_r1.errors import ConfigError
+
+
+class AtPublish(Enum):
+    """What becomes of responses that are being sampled when weights are published."""
+
+    retract = "retract"
+    """They go on with the new weights, from where they were: SGLang computes their caches anew."""
+    wait = "wait"
+    """The publish waits until they are complete."""
+
+
+class WeightsBy(Enum):
+    """How a new policy gets into servers; `weights/`."""
+
+    directory = "directory"
+    """Files on a file system that trainer and servers share."""
+    collective = "collective"
+    """Broadcasts in groups of trainer and servers: gloo on a CPU, NCCL on GPUs."""
+    shared_memory = "shared_memory"
+    """Memory that trainer and servers of one machine share. On GPUs nobody has run it."""
 
 
 @dataclass(kw_only=True)
@@ -20,8 +41,18 @@ class RolloutConfig:
     """R1-Zero: 32,768 before step 8,200 and 65,536 after."""
     max_batch: int = 256
     """Sequences that decode side by side for each data-parallel replica."""
+    steps_ahead: int = 0
+    """1: servers sample the next rollout phase while the trainer trains on this one. Tokens are
+    then up to a phase older than the weights that are trained."""
 
     def __post_init__(self) -> None:
+        if self.steps_ahead not in (0, 1):
+            raise ConfigError(f"rollout.steps_ahead must be 0 or 1, got {self.steps_ahead}")
+        if self.steps_ahead and not isinstance(self, SglangConfig):
+            raise ConfigError(
+                f"rollout.steps_ahead = {self.steps_ahead} with rollout.name = {self.name}: ranks "
+                "that train cannot sample meanwhile. Set rollout=sglang, or steps_ahead to 0"
+            )
         if self.temperature <= 0:
             raise ConfigError(
                 f"rollout.temperature must be > 0, got {self.temperature}; "
@@ -64,7 +95,11 @@ class SglangConfig(RolloutConfig):
     """A response is drawn from its own seed, so that asked for again it is the same. On GPUs this
     switches SGLang's batch-invariant kernels on, which are slower."""
     routed_experts: bool = False
-    """Return which experts each token went to."""
+    """Return which experts each token went to: 4 bytes a token, layer and expert. `conf/rollout`
+    has it where `algo.replay_routing` needs it."""
+    sampling_masks: bool = False
+    """Return which tokens top-p and top-k left to choose from, and probabilities among them.
+    `conf/rollout` has it where `algo.keep_sampling_masks` needs it."""
     start_timeout_s: float = 1800.0
     """For a server to load its weights and answer."""
     request_timeout_s: float = 3600.0
@@ -77,6 +112,15 @@ class SglangConfig(RolloutConfig):
     """A server that says nothing for so long is ended and started again."""
     max_restarts: int = 3
     """Of one server between two publishes; one more ends the run."""
+    at_publish: AtPublish = AtPublish.retract
+    weights_by: WeightsBy = WeightsBy.directory
+    start_files_every: int = 1
+    """Publishes from one writing of the files that servers are started from to the next; 0: only
+    the first writes some. Weights that go by files have theirs every time. With another number
+    than 1 a server that has to be started again while others sample has weights so much older:
+    its responses say so, and the next publish mends it."""
+    bucket_bytes: int = 512 * 2**20
+    """Of what weights travel in, otherwise than by files. A rank needs memory for two."""
     publish_timeout_s: float = 1800.0
     """For a server to take new weights, before the publish is begun again."""
     check_weights_every: int = 1
@@ -95,7 +139,18 @@ class SglangConfig(RolloutConfig):
                 )
         if not 0 <= self.port < 2**16:
             raise ConfigError(f"rollout.port must be in [0, 65535], got {self.port}")
-        for name in ("max_restarts", "check_weights_every"):
+        if self.weights_by is WeightsBy.collective and self.attention_data > 1:
+            raise ConfigError(
+                f"rollout.weights_by = collective with rollout.attention_data = "
+                f"{self.attention_data}: SGLang 0.5.23 takes no broadcasts with data-parallel "
+                "attention. Set weights_by=directory, or attention_data=1"
+            )
+        if self.bucket_bytes < 2**16:
+            raise ConfigError(
+                f"rollout.bucket_bytes must be >= {2**16}, got {self.bucket_bytes}: each bucket is "
+                "a request to every server"
+            )
+        for name in ("max_restarts", "check_weights_every", "start_files_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"rollout.{name} must be >= 0, got {getattr(self, name)}")
         for name in vars(self):

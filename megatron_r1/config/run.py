@@ -13,7 +13,7 @@ from megatron_r1.config.algo import (
     KlPenaltyConfig,
     ObjectiveConfig,
 )
-from megatron_r1.config.cluster import ClusterConfig
+from megatron_r1.config.cluster import ClusterConfig, SlurmConfig
 from megatron_r1.config.data import DataConfig, PromptSourceKind
 from megatron_r1.config.evaluation import EvaluationConfig
 from megatron_r1.config.judge import JudgeConfig
@@ -30,15 +30,14 @@ from megatron_r1.config.pipeline import PipelineConfig
 from megatron_r1.config.precision import PrecisionConfig
 from megatron_r1.config.r1 import R1Stage2Config, R1Stage4Config
 from megatron_r1.config.reward import RewardConfig
-from megatron_r1.config.rollout import RolloutConfig, SglangConfig
-from megatron_r1.config.sft import CollectingConfig, SftConfig
+from megatron_r1.config.rollout import RolloutConfig, SglangConfig, WeightsBy
+from megatron_r1.config.sft import CollectingConfig
 from megatron_r1.config.stage import (
     DistillConfig,
     DpoStageConfig,
     ExamplesConfig,
     R1ZeroConfig,
     RmHelpfulConfig,
-    RmSafetyConfig,
     StageConfig,
     TinyBaseConfig,
     TinyR1ZeroConfig,
@@ -106,6 +105,7 @@ class RunConfig:
             return
         _check_lengths(self)
         _check_stage(self)
+        _check_general(self)
         _check_algo(self)
         _check_monitor(self)
         _check_servers(self)
@@ -144,13 +144,8 @@ def _check_objective(config: RunConfig) -> None:
 
 def _check_examples(config: RunConfig, stage: ExamplesConfig) -> None:
     """Files are named, and the longest example fits the model and a micro-batch."""
-    if isinstance(stage, DpoStageConfig | RmHelpfulConfig) and not stage.pairs:
-        raise ConfigError("stage.pairs is not set: name a JSONL file, stage.pairs=FILE")
-    if isinstance(stage, RmSafetyConfig) and not stage.responses:
-        raise ConfigError("stage.responses is not set: name a JSONL file, stage.responses=FILE")
-    reads_samples = isinstance(stage, DistillConfig | SftConfig)
-    if reads_samples and not isinstance(stage, CollectingConfig) and not stage.samples:
-        raise ConfigError("stage.samples is not set: name a JSONL file, stage.samples=FILE")
+    if not stage.examples and not isinstance(stage, CollectingConfig):
+        raise ConfigError("stage.examples is not set: name a JSONL file, stage.examples=FILE")
     if isinstance(stage, DistillConfig):
         if isinstance(config.algo, DistillLogitsConfig) and stage.teacher is None:
             raise ConfigError(
@@ -240,6 +235,25 @@ def _check_stage(config: RunConfig) -> None:
                 )
 
 
+def _check_general(config: RunConfig) -> None:
+    """What stage 4 asks of its reward."""
+    reward = config.reward
+    if not isinstance(config.stage, R1Stage4Config):
+        return
+    if not reward.mixes:
+        raise ConfigError(
+            "stage=r1_stage4 tells general prompts from others by reward.mixes, which is empty. "
+            "Use reward=r1_stage4, or name the general data sets' own weights there"
+        )
+    twice = sorted(reward.models.keys() & reward.schedules.keys())
+    if twice:
+        raise ConfigError(
+            f"reward.schedules names {', '.join(twice)}, and in stage=r1_stage4 reward models "
+            "count in the last stage.preference_steps updates. Use reward=r1_stage4, which leaves "
+            "their schedules to the stage"
+        )
+
+
 def _check_algo(config: RunConfig) -> None:
     """What an objective asks of the stage that trains with it."""
     stage = config.stage.zero if isinstance(config.stage, TinyR1ZeroConfig) else config.stage
@@ -275,6 +289,12 @@ def _check_monitor(config: RunConfig) -> None:
             f"monitor.heldout_prompts = {monitor.heldout_prompts} exceeds data.heldout_problems = "
             f"{config.data.heldout_problems}. Lower the one or raise the other"
         )
+    if monitor.kl_budget > 0 and not isinstance(config.algo, AlgoConfig):
+        raise ConfigError(
+            f"monitor.kl_budget = {monitor.kl_budget} watches how far rollouts lead from a "
+            f"reference, and algo.name = {config.algo.name} has no rollouts. Set it to 0, or leave "
+            "algo= out"
+        )
     if monitor.kl_budget > 0 and config.algo.kl_beta == 0:
         raise ConfigError(
             f"monitor.kl_budget = {monitor.kl_budget} needs a reference policy, and algo.kl_beta = "
@@ -283,16 +303,61 @@ def _check_monitor(config: RunConfig) -> None:
 
 
 def _check_servers(config: RunConfig) -> None:
-    """What SGLang would compute wrongly without a word."""
-    model = config.model
+    """Who serves, what is asked of them, and what SGLang would compute wrongly without a word."""
+    model, cluster = config.model, config.cluster
+    rollout_nodes = cluster.rollout_nodes if isinstance(cluster, SlurmConfig) else 0
     if not isinstance(config.rollout, SglangConfig):
+        if rollout_nodes:
+            raise ConfigError(
+                f"cluster.rollout_nodes = {rollout_nodes}, and rollout.name = "
+                f"{config.rollout.name} has no servers. Set rollout=sglang, or leave it out"
+            )
+        truncates = config.rollout.top_p < 1 or config.rollout.top_k > 0
+        if getattr(config.algo, "keep_sampling_masks", False) and truncates:
+            raise ConfigError(
+                f"algo.keep_sampling_masks = true with rollout.top_p = {config.rollout.top_p} and "
+                f"rollout.top_k = {config.rollout.top_k} needs rollout=sglang: in-process decoding "
+                "does not tell what it left to choose from. Set it to false, or top_p=1 and top_k=0"
+            )
         return
+    if rollout_nodes and config.rollout.urls:
+        raise ConfigError(
+            f"cluster.rollout_nodes = {rollout_nodes} nodes start servers, and rollout.urls names "
+            "some that run already. Leave one of them out"
+        )
+    if rollout_nodes and config.rollout.weights_by is WeightsBy.shared_memory:
+        raise ConfigError(
+            f"rollout.weights_by = shared_memory with cluster.rollout_nodes = {rollout_nodes}: "
+            "servers on other nodes do not share the trainer's memory. Set weights_by=collective"
+        )
+    corrects = isinstance(config.algo, AlgoConfig) and config.algo.rollout_correction_cap > 0
+    if config.rollout.steps_ahead and not corrects:
+        raise ConfigError(
+            f"rollout.steps_ahead = {config.rollout.steps_ahead} samples from older weights than "
+            "those that are trained, and algo.rollout_correction_cap = 0 takes no account of it. "
+            "Set the cap, 2.0 as in algo=grpo_stable, or steps_ahead to 0"
+        )
+    if isinstance(config.algo, AlgoConfig):
+        _check_asked_of_engine(config.algo, config.rollout, isinstance(model, MixtureConfig))
     if isinstance(model, Qwen3MoeConfig) and model.num_dense_layers:
         raise ConfigError(
             f"model.num_dense_layers = {model.num_dense_layers} with rollout.name = sglang: SGLang "
             "0.5.23 gives every layer of a Qwen3-MoE experts, and leaves those of dense layers "
             "unset. Set it to 0, as in all published models, or use rollout=inprocess"
         )
+
+
+def _check_asked_of_engine(algo: AlgoConfig, rollout: SglangConfig, has_experts: bool) -> None:
+    """What the objective needs to know of a response, the engine is asked for."""
+    for needs, setting, asks in (
+        ("replay_routing", "routed_experts", rollout.routed_experts or not has_experts),
+        ("keep_sampling_masks", "sampling_masks", rollout.sampling_masks),
+    ):
+        if getattr(algo, needs) and not asks:
+            raise ConfigError(
+                f"algo.{needs} = true needs what rollout.{setting} = false does not ask the engine "
+                f"for. Set both to the same"
+            )
 
 
 def _divisors(number: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from megatron_r1.config.judge import JudgeConfig
@@ -12,37 +11,29 @@ from megatron_r1.errors import ConfigError
 
 @dataclass(kw_only=True)
 class SftConfig(ExamplesConfig):
-    """SFT on prompts with responses: the loss is taken on responses only, and rows are packed by
-    best fit into micro-batches of `parallel.max_tokens_per_microbatch`, where none sees another.
+    """SFT on samples; `data/samples.py` says what a file holds. The loss is taken on responses
+    alone, and rows are packed by best fit into micro-batches of
+    `parallel.max_tokens_per_microbatch`, where none sees another.
 
     Defaults are those of DeepSeek-R1's SFT (arXiv:2501.12948v2 B.4.2); the learning rate, cosine
     from 5e-5 to 5e-6, is that of conf/optimizer/sft.yaml.
     """
 
     name: str = "sft"
-    samples: str = ""
-    """JSONL file; `data/samples.py` says what is in it."""
-    heldout_samples: str | None = None
-    """Samples that are not trained on: their loss is measured during training."""
-    samples_per_step: int = 128
+    examples_per_step: int = 128
     """The paper's batch. It does not say of what; ours counts samples, so that a step does not
     depend on how they are packed."""
     num_epochs: int = 2
     """The paper's are 2 to 3 (v1: two)."""
     max_tokens: int = 32_768
     evaluate_every_steps: int = 50
-    """Our choice. Held-out samples are measured after an update that is a multiple of this, and at
-    the end."""
+    """Our choice. The loss on held-out samples is measured after an update that is a multiple of
+    this, and at the end."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("samples_per_step", "evaluate_every_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
-
-    def num_steps(self, num_samples: int) -> int:
-        """Updates in all epochs; the last one may begin another."""
-        return math.ceil(self.num_epochs * num_samples / self.samples_per_step)
+        if self.evaluate_every_steps < 1:
+            raise ConfigError(f"evaluate_every_steps must be >= 1, got {self.evaluate_every_steps}")
 
 
 @dataclass(kw_only=True)
@@ -103,7 +94,7 @@ class CollectingConfig(SftConfig):
         super().__post_init__()
         if not 0 <= self.heldout_frac < 1:
             raise ConfigError(f"heldout_frac must be in [0, 1), got {self.heldout_frac}")
-        for name in ("samples", "heldout_samples"):
+        for name in ("examples", "heldout"):
             if getattr(self, name):
                 raise ConfigError(
                     f"{name} = {getattr(self, name)} has no meaning for stage.name = {self.name}, "

@@ -122,35 +122,32 @@ class TinyR1ZeroConfig(StageConfig):
 class ExamplesConfig(StageConfig):
     """What stages have that go through a file of examples, in an order of each epoch's own."""
 
+    examples: str = ""
+    """JSONL file."""
+    heldout: str | None = None
+    """A file of the same kind that is not trained on."""
+    examples_per_step: int = 64
     num_epochs: int = 1
     max_tokens: int = 8_192
     """Prompt, response and end of sequence; a longer example is dropped, counted and reported."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_epochs", "max_tokens"):
+        for name in ("examples_per_step", "num_epochs", "max_tokens"):
             _check_positive(self, name)
+
+    def num_steps(self, num_examples: int) -> int:
+        """Updates in all epochs; the last one may begin another. 258 for the 66,000 pairs of the
+        paper's helpful reward model."""
+        return math.ceil(self.num_epochs * num_examples / self.examples_per_step)
 
 
 @dataclass(kw_only=True)
 class DpoStageConfig(ExamplesConfig):
-    """DPO on a file of preference pairs."""
+    """DPO on preference pairs; `data/preferences.py` says what a file holds. The run ends with how
+    many held-out pairs the policy orders right. 64 a step: arXiv:2305.18290 appendix B."""
 
     name: str = "dpo"
-    pairs: str = ""
-    """JSONL file; `data/preferences.py` says what is in it."""
-    heldout_pairs: str | None = None
-    """Pairs that are not trained on: at the end, how many of them the policy orders right."""
-    pairs_per_step: int = 64
-    """arXiv:2305.18290 appendix B."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_positive(self, "pairs_per_step")
-
-    def num_steps(self, num_pairs: int) -> int:
-        """Updates in all epochs; the last one may begin another."""
-        return math.ceil(self.num_epochs * num_pairs / self.pairs_per_step)
 
 
 @dataclass(kw_only=True)
@@ -159,6 +156,7 @@ class RewardModelConfig(ExamplesConfig):
     epoch, steps of 256, 8,192 tokens; the learning rate is that of conf/optimizer/reward_model."""
 
     name: str = "reward_model"
+    examples_per_step: int = 256
     evaluate_every_steps: int = 50
     """Held-out examples are scored after an update that is a multiple of this, and at the end."""
 
@@ -169,14 +167,9 @@ class RewardModelConfig(ExamplesConfig):
 
 @dataclass(kw_only=True)
 class RmHelpfulConfig(RewardModelConfig):
-    """The helpful reward model, on a file of preference pairs."""
+    """The helpful reward model, on preference pairs; `data/preferences.py` says what a file is."""
 
     name: str = "rm_helpful"
-    pairs: str = ""
-    """JSONL file; `data/preferences.py` says what is in it."""
-    heldout_pairs: str | None = None
-    """Pairs that are not trained on."""
-    pairs_per_step: int = 256
     centre_weight: float = 0.0
     """Of (chosen + rejected)^2 in the loss, which keeps scores around 0."""
     margin_weight: float = 0.0
@@ -184,7 +177,6 @@ class RmHelpfulConfig(RewardModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_positive(self, "pairs_per_step")
         for name in ("centre_weight", "margin_weight"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be >= 0, got {getattr(self, name)}")
@@ -192,39 +184,20 @@ class RmHelpfulConfig(RewardModelConfig):
 
 @dataclass(kw_only=True)
 class RmSafetyConfig(RewardModelConfig):
-    """The safety reward model, on a file of responses labelled safe or unsafe."""
+    """The safety reward model, on responses labelled safe or unsafe; `data/safety_labels.py` says
+    what a file holds."""
 
     name: str = "rm_safety"
-    responses: str = ""
-    """JSONL file; `data/safety_labels.py` says what is in it."""
-    heldout_responses: str | None = None
-    """Responses that are not trained on; some safe, some not."""
-    responses_per_step: int = 256
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_positive(self, "responses_per_step")
 
 
 @dataclass(kw_only=True)
 class DistillConfig(ExamplesConfig):
-    """A teacher's responses, from a file. Defaults are those of DeepSeek-R1's distilled models
-    (arXiv:2501.12948v2 B.4.3), which took 2 to 3 epochs."""
+    """A teacher's responses; `data/samples.py` says what a file holds. Defaults are those of
+    DeepSeek-R1's distilled models (arXiv:2501.12948v2 B.4.3), which took 2 to 3 epochs."""
 
     name: str = "distill"
-    samples: str = ""
-    """JSONL file; `data/samples.py` says what is in it."""
     teacher: str | None = None
     """A run, a checkpoint or a Hugging Face model of the same vocabulary, for the objective on
     logits. It runs in the student's layout, and stays on the device beside it."""
-    samples_per_step: int = 64
     num_epochs: int = 2
     max_tokens: int = 32_768
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_positive(self, "samples_per_step")
-
-    def num_steps(self, num_samples: int) -> int:
-        """Updates in all epochs; the last one may begin another."""
-        return math.ceil(self.num_epochs * num_samples / self.samples_per_step)

@@ -134,25 +134,35 @@ def build_micro_batch(
             else None
         ),
         logprobs_ref_T=torch.cat([values(row.logprobs_ref_L, row) for row in sequences]),
-        values_T=torch.cat([values(row.values_L, row) for row in sequences]),
+        values_old_T=torch.cat([values(row.values_old_L, row) for row in sequences]),
         returns_T=torch.cat([values(row.returns_L, row) for row in sequences]),
-        teacher_logits_Tv=_teacher_logits(sequences),
+        teacher_logits_Tv=_end_to_end([row.teacher_logits_Lv for row in sequences], sequences, 0),
+        kept_counts_T=_end_to_end([row.kept_counts_L for row in sequences], sequences, 0),
+        kept_ids_J=_joined([row.kept_ids_J for row in sequences]),
+        routed_experts_TMK=_end_to_end(
+            [row.routed_experts_LMK for row in sequences], sequences, -1
+        ),
     )
 
 
-def _teacher_logits(sequences: Sequence[TrainRow]) -> Tensor | None:
-    """End to end, in their own type, zeros for padding."""
-    like = next((row.teacher_logits_Lv for row in sequences), None)
+def _end_to_end(
+    values: Sequence[Tensor | None], rows: Sequence[TrainRow], fill: float
+) -> Tensor | None:
+    """[T, ...] of the rows' values, in their own type; `fill` where a row has none."""
+    like = next((each for each in values if each is not None), None)
     if like is None:
         return None
     return torch.cat(
         [
-            like.new_zeros(row.num_tokens, *like.shape[1:])
-            if row.teacher_logits_Lv is None
-            else row.teacher_logits_Lv
-            for row in sequences
+            like.new_full((row.num_tokens, *like.shape[1:]), fill) if each is None else each
+            for each, row in zip(values, rows, strict=True)
         ]
     )
+
+
+def _joined(values: Sequence[Tensor | None]) -> Tensor | None:
+    present = [each for each in values if each is not None]
+    return torch.cat(present) if present else None
 
 
 def _padding_row(num_tokens: int, pad_token: int, *, like: Sequence[TrainRow]) -> TrainRow:

@@ -12,7 +12,7 @@ may be missing, and other keys are left alone. DPO and reward models learn from 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,17 @@ class PreferencePair:
     id: str = ""
 
 
-def read_preferences(path: str | Path, *, max_lines: int | None = None) -> list[PreferencePair]:
+def read_preferences(
+    path: str | Path,
+    *,
+    max_lines: int | None = None,
+    part_read: Callable[[str], str] = str,
+) -> list[PreferencePair]:
     """The pairs of a file, in its order. Without an id a pair is named after file and line.
 
+    Args:
+        part_read: what of a response is learned from; a pair that differs elsewhere alone is
+            refused.
     Raises:
         DataError: the file is missing or holds no pair, or a line is unusable: ``file:line``, what
             is wrong, and how the line starts.
@@ -44,7 +52,7 @@ def read_preferences(path: str | Path, *, max_lines: int | None = None) -> list[
     stem = Path(path).stem
     return read_records(
         path,
-        lambda record, number: _to_pair(record, default_id=f"{stem}/{number}"),
+        lambda record, number: _to_pair(record, part_read, default_id=f"{stem}/{number}"),
         what="pair",
         way_out="Name a JSONL file with prompt, chosen and rejected",
         max_lines=max_lines,
@@ -57,11 +65,18 @@ def write_preferences(path: str | Path, pairs: Sequence[PreferencePair]) -> None
         draft.write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in pairs))
 
 
-def _to_pair(record: dict[str, Any], *, default_id: str) -> PreferencePair:
+def _to_pair(
+    record: dict[str, Any], part_read: Callable[[str], str], *, default_id: str
+) -> PreferencePair:
     """One line; raises ValueError with what is wrong."""
     chosen, rejected = text_of(record, "chosen"), text_of(record, "rejected")
     if chosen == rejected:
         raise ValueError("'chosen' and 'rejected' are the same, which prefers neither")
+    if part_read(chosen) == part_read(rejected):
+        raise ValueError(
+            f"'chosen' and 'rejected' have the same summary, {part_read(chosen)[:40]!r}, and "
+            "nothing else of them is read here: take the line out"
+        )
     return PreferencePair(
         prompt=text_of(record, "prompt"),
         chosen=chosen,

@@ -72,6 +72,13 @@ class PromptSource:
         pool = self.train if step >= self._all_from_step else self._early
         return [self._to_prompt(self._drawn(draw, pool), draw) for draw in draws]
 
+    def ahead(self, n: int) -> list[Prompt]:
+        """What the next `take` will return."""
+        before = self._num_draws
+        prompts = self.take(n)
+        self._num_draws = before
+        return prompts
+
     def heldout_prompts(self, n: int | None = None) -> list[Prompt]:
         """The first n held-out problems (None: all), with draws 0 to n - 1.
 

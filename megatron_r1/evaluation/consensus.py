@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from megatron_r1.rewards.math_answers import is_equivalent, is_too_large
+from megatron_r1.rewards.math_answers import is_equivalent
 from megatron_r1.rewards.normalise import normalise
+from megatron_r1.rewards.powers import is_too_large
 
 Same = Callable[[str, str], bool]
 

@@ -22,6 +22,7 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from megatron.core.transformer.attention import Attention, SelfAttention
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
+from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from torch import Tensor
 
 from megatron_r1.models.layers import ReplicatedLinear
@@ -80,19 +81,23 @@ class StreamLatentAttention(MLASelfAttention):
     Decoding absorbs the up-projections into query and output, and the cache holds latents alone.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, replicated: ModuleSpec | type = ReplicatedLinear, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         # Megatron's constructor accepts its own linears only; see ReplicatedLinear for why not
         # those.
         config = self.config
         if config.q_lora_rank is not None:
-            self.linear_q_down_proj = ReplicatedLinear(
+            self.linear_q_down_proj = build_module(
+                replicated,
                 config.hidden_size,
                 config.q_lora_rank,
                 config=config,
                 init_method=config.init_method,
             )
-        self.linear_kv_down_proj = ReplicatedLinear(
+        self.linear_kv_down_proj = build_module(
+            replicated,
             config.hidden_size,
             config.kv_lora_rank + config.qk_pos_emb_head_dim,
             config=config,

@@ -1,11 +1,13 @@
-"""The router's balance loss and load counts over the sequences of a packed stream."""
+"""Routers over packed streams: balance loss and load counts of its sequences, replayed choices."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.transformer_layer import TransformerLayer
@@ -13,16 +15,32 @@ from torch import Tensor
 
 from megatron_r1.models.stream import TokenStream
 
+TopK = Callable[..., tuple[Tensor, Tensor]]
+"""(scores, k, num_groups, group_topk) -> scores and indices of the best k."""
+
 
 class StreamRouter(TopKRouter):
-    """Megatron's router, with DeepSeek-V3's balance loss for each sequence of a packed stream.
+    """Megatron's router, with DeepSeek-V3's balance loss for each sequence of a packed stream, and
+    with choices that the stream may bring.
 
     Megatron's own version takes the whole packed stream for one sequence, so that the loss would
-    change with the packing.
+    change with the packing; and what it replays knows nothing of pipelines and packed streams.
     """
 
     stream: TokenStream | None = None
     """The stream of the current forward pass; set by `StreamLayer`."""
+    layer_in_model: int | None = None
+    """From 0; None in prediction layers, which rollout engines do not run."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.router_replay = _Replay(self)
+
+    def replayed_tK(self) -> Tensor | None:
+        """The stream's choices for the tokens that are routed here, -1 where it has none."""
+        if self.layer_in_model is None or self.stream.routed_experts_TMK is None:
+            return None
+        return self._shard(self.stream.routed_experts_TMK)[:, self.layer_in_model].long()
 
     def _apply_seq_aux_loss(
         self,
@@ -69,6 +87,29 @@ class StreamRouter(TopKRouter):
         return x_T.chunk(self.tp_group.size())[self.tp_group.rank()]
 
 
+class _Replay:
+    """What Megatron asks, in the place of its own, which experts are the best."""
+
+    def __init__(self, router: StreamRouter) -> None:
+        self._router = router
+
+    def get_replay_topk(
+        self,
+        scores_tE: Tensor,
+        topk: int,
+        num_groups: int | None,
+        group_topk: int | None,
+        compute: TopK,
+    ) -> tuple[Tensor, Tensor]:
+        """The stream's experts under this router's scores, so that they have a gradient."""
+        best_tK, index_tK = compute(scores_tE, topk, num_groups=num_groups, group_topk=group_topk)
+        replayed_tK = self._router.replayed_tK()
+        if replayed_tK is None:
+            return best_tK, index_tK
+        index_tK = torch.where(replayed_tK >= 0, replayed_tK, index_tK)
+        return scores_tE.gather(1, index_tK), index_tK
+
+
 class StreamLayer(TransformerLayer):
     """A transformer layer that tells its router which stream it routes."""
 
@@ -77,3 +118,11 @@ class StreamLayer(TransformerLayer):
         if router is not None:
             router.stream = packed_seq_params
         return super().forward(*args, packed_seq_params=packed_seq_params, **kwargs)
+
+
+def number_routers(chunk: GPTModel, *, first_layer: int) -> None:
+    """Tell the routers of a chunk which layers of the whole model theirs are."""
+    for number, layer in enumerate(chunk.decoder.layers, start=first_layer):
+        router = getattr(layer.mlp, "router", None)
+        if router is not None:
+            router.layer_in_model = number

@@ -16,6 +16,10 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import checkpoint
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
 from megatron.core.transformer.multi_token_prediction import (
     MultiTokenPredictionBlock,
     MultiTokenPredictionBlockSubmodules,
@@ -83,7 +87,8 @@ class StreamModel(GPTModel):
         runtime_gather_output: bool | None,
         **kwargs: Any,
     ) -> Tensor:
-        """Logits, [1, T, v], of the last chunk; the prediction layers' go into the stream."""
+        """Logits, [1, T, v], of the last chunk, or hidden states for streams that want them; the
+        prediction layers' go into the stream."""
         if not self.post_process:
             return hidden_states
         stream = packed_seq_params
@@ -91,9 +96,18 @@ class StreamModel(GPTModel):
         if self.share_embeddings_and_output_weights:
             weight = self.shared_embedding_or_output_weight()
 
+        if stream.wants_hidden:
+            stream.head_weight_vD = self.output_layer.weight if weight is None else weight
+
         def logits(states: Tensor) -> Tensor:
+            if stream.wants_hidden:
+                return self._to_all_columns(states).transpose(0, 1).contiguous()
+            head = weight
+            if stream.float32_head:
+                head = (self.output_layer.weight if weight is None else weight).float()
+                states = states.float()
             logits_T1v, _ = self.output_layer(
-                states, weight=weight, runtime_gather_output=runtime_gather_output
+                states, weight=head, runtime_gather_output=runtime_gather_output
             )
             return logits_T1v.transpose(0, 1).contiguous()
 
@@ -109,3 +123,11 @@ class StreamModel(GPTModel):
             hidden_states, *ahead = torch.chunk(states, 1 + len(stream.tokens_ahead_KT), dim=0)
             stream.logits_ahead = [logits(each)[0] for each in ahead]
         return logits(hidden_states)
+
+    def _to_all_columns(self, states: Tensor) -> Tensor:
+        """States of the whole stream for this tensor rank's columns of the vocabulary; their
+        gradients are summed over the ranks."""
+        group = self.output_layer.tp_group
+        if self.config.sequence_parallel:
+            return gather_from_sequence_parallel_region(states, group=group)
+        return copy_to_tensor_model_parallel_region(states, group=group)

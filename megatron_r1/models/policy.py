@@ -24,7 +24,9 @@ from megatron_r1.config.precision import DType, PrecisionConfig
 from megatron_r1.models.heads import HEAD_PREFIX, ValueModel
 from megatron_r1.models.init import chunk_state_dict, initialize_weights
 from megatron_r1.models.kv_cache import KvCache
+from megatron_r1.models.moe import number_routers
 from megatron_r1.models.mtp import StreamModel
+from megatron_r1.models.precision import Installed, layer_parts, plain_name, token_multiple
 from megatron_r1.models.rope import RopeTable
 from megatron_r1.models.specs import block_spec, prediction_spec, transformer_config
 from megatron_r1.models.stream import TokenStream
@@ -61,8 +63,16 @@ class Policy:
         self.config = config
         self.layout = layout
         self.host = host
+        self.precision = precision
         self.dtype = _DTYPES[precision.dtype]
-        self.megatron_config = transformer_config(config, layout.config, self.dtype)
+        self.parts = layer_parts(precision, Installed.on(host.device))
+        self.megatron_config = transformer_config(
+            config,
+            layout.config,
+            self.dtype,
+            precision,
+            grouped_experts=self.parts.grouped is not None,
+        )
         self.megatron_config.perform_initialization = False
         # Elsewhere Megatron would build on a GPU, whatever device it is to be.
         self.megatron_config.use_cpu_initialization = not host.is_cuda
@@ -73,7 +83,8 @@ class Policy:
                 self._build_chunk(number).to(host.device)
                 for number in range(layout.config.virtual_pipeline)
             ]
-        for chunk in self.chunks:
+        for number, chunk in enumerate(self.chunks):
+            number_routers(chunk, first_layer=self._chunk_starts[self._place(number)])
             _mark_sharded_weights(chunk)
             _separate_expert_gradients(chunk)
             if host.device.type != "meta":
@@ -91,6 +102,7 @@ class Policy:
         spec = block_spec(
             self.config,
             self.megatron_config,
+            self.parts,
             first_layer=self._chunk_starts[place],
             num_layers=self._layers_per_chunk[place],
         )
@@ -105,7 +117,9 @@ class Policy:
             post_process=is_last,
             position_embedding_type="none",
             share_embeddings_and_output_weights=self.config.tie_embeddings and not is_value_model,
-            mtp_block_spec=prediction_spec(self.config, self.megatron_config) if is_last else None,
+            mtp_block_spec=(
+                prediction_spec(self.config, self.megatron_config, self.parts) if is_last else None
+            ),
             vp_stage=number if layout.config.virtual_pipeline > 1 else None,
         )
 
@@ -126,6 +140,7 @@ class Policy:
                 yield self._global_name(number, name), buffer
 
     def _global_name(self, number: int, name: str) -> str:
+        name = plain_name(name)
         if not name.startswith("decoder.layers."):
             return name
         _, _, layer, rest = name.split(".", 3)
@@ -160,14 +175,21 @@ class Policy:
     @property
     def stream_multiple(self) -> int:
         """The length of a stream is a multiple of this."""
-        return self.layout.tp.size if self.layout.config.sequence_parallel else 1
+        ranks = self.layout.tp.size if self.layout.config.sequence_parallel else 1
+        return ranks * token_multiple(self.precision)
 
     def training_stream(
-        self, micro: MicroBatch, num_sequences: int, *, with_mtp: bool = False
+        self,
+        micro: MicroBatch,
+        num_sequences: int,
+        *,
+        with_mtp: bool = False,
+        wants_hidden: bool = False,
     ) -> TokenStream:
         """What this rank holds of a micro-batch, in a step of `num_sequences` rows.
 
-        `with_mtp` has the prediction layers run, too.
+        `with_mtp` has the prediction layers run, too; `wants_hidden` gives hidden states in place
+        of logits.
         """
         context = None
         if self.layout.cp.size > 1:
@@ -182,8 +204,11 @@ class Policy:
             num_padding=micro.num_padding,
             balance_scale=1.0 / num_sequences,
             context=context,
+            wants_hidden=wants_hidden,
         )
         stream.positions_T = stream.take(micro.positions_T, fill=0)
+        if micro.routed_experts_TMK is not None:
+            stream.routed_experts_TMK = stream.take(micro.routed_experts_TMK, fill=-1)
         if with_mtp:
             ahead = tokens_ahead(micro, self.config.num_mtp_layers)
             stream.tokens_ahead_KT = torch.stack([stream.take(row_T, fill=0) for row_T in ahead])
@@ -204,11 +229,12 @@ class Policy:
                 which without a pipeline is the whole model.
             gather_vocab: all columns of the vocabulary on every tensor rank.
         Returns:
-            Of the model's last chunk logits, [T, v] or [T, V], padding columns included, or with a
-            scalar head values, [T], float32; of those before it hidden states in Megatron's form,
-            [T, 1, D].
+            Of the model's last chunk logits, [T, v] or [T, V], padding columns included; hidden
+            states, [T, D], for a stream that wants them; with a scalar head values, [T], float32.
+            Of the chunks before it hidden states in Megatron's form, [T, 1, D].
         """
         chunk = self.chunks[0] if chunk is None else chunk
+        stream.float32_head = self.precision.float32_head
         stream.rope_cos_TK, stream.rope_sin_TK = self._rope.at(stream.positions_T)
         output = chunk(
             tokens_T[None],

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -30,15 +30,21 @@ from megatron_r1.config.model import (
     RopeScaling,
 )
 from megatron_r1.config.parallel import ParallelConfig, Recompute
+from megatron_r1.config.precision import PrecisionConfig
 from megatron_r1.models.attention import StreamLatentAttention, StreamSelfAttention
-from megatron_r1.models.layers import LatentNorm, RmsNorm
 from megatron_r1.models.moe import StreamLayer, StreamRouter
 from megatron_r1.models.mtp import mtp_block_spec
+from megatron_r1.models.precision import LayerParts, fp8_fields
 from megatron_r1.parallel.pipeline_split import layers_per_chunk
 
 
 def transformer_config(
-    model: ModelConfig, parallel: ParallelConfig, dtype: torch.dtype
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    dtype: torch.dtype,
+    precision: PrecisionConfig,
+    *,
+    grouped_experts: bool = False,
 ) -> TransformerConfig:
     """Megatron-Core's configuration of this model in this layout."""
     common: dict[str, Any] = dict(
@@ -80,9 +86,14 @@ def transformer_config(
         moe_token_dispatcher_type="alltoall",
         # Losses come normalised over the whole step: gradients are summed, never averaged.
         calculate_per_token_loss=True,
+        **fp8_fields(precision),
     )
     if isinstance(model, MixtureConfig):
         common |= _mixture_fields(model)
+        common |= dict(
+            moe_grouped_gemm=grouped_experts,
+            moe_router_padding_for_quantization=grouped_experts and "fp8" in common,
+        )
     if isinstance(model, DeepseekV3Config):
         return MLATransformerConfig(**common, **_deepseek_v3_fields(model))
     assert isinstance(model, GroupedQueryConfig), f"no configuration for {type(model).__name__}"
@@ -111,7 +122,6 @@ def _mixture_fields(model: MixtureConfig) -> dict[str, Any]:
         moe_router_load_balancing_type="seq_aux_loss",
         moe_aux_loss_coeff=model.balance_loss,
         moe_router_dtype="fp32",
-        moe_grouped_gemm=False,
     )
 
 
@@ -167,38 +177,45 @@ def _deepseek_v3_fields(model: DeepseekV3Config) -> dict[str, Any]:
 
 
 def block_spec(
-    model: ModelConfig, config: TransformerConfig, *, first_layer: int, num_layers: int
+    model: ModelConfig,
+    config: TransformerConfig,
+    parts: LayerParts,
+    *,
+    first_layer: int,
+    num_layers: int,
 ) -> TransformerBlockSubmodules:
     """Layers first_layer .. first_layer + num_layers - 1 (from 0) of this family, for one chunk."""
     if isinstance(model, DeepseekV3Config):
-        attention = _latent_attention_spec()
+        attention = _latent_attention_spec(parts)
     else:
-        attention = _grouped_query_attention_spec(qk_norm=config.qk_layernorm)
+        attention = _grouped_query_attention_spec(parts, qk_norm=config.qk_layernorm)
     mixture = isinstance(model, MixtureConfig)
     num_dense = model.num_dense_layers if mixture else model.num_layers
     layers = [
-        _layer_spec(attention, _dense_mlp_spec() if i < num_dense else _moe_spec())
+        _layer_spec(parts, attention, _dense_mlp_spec(parts) if i < num_dense else _moe_spec(parts))
         for i in range(first_layer, first_layer + num_layers)
     ]
-    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=RmsNorm)
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=parts.norm)
 
 
-def prediction_spec(model: ModelConfig, config: TransformerConfig) -> ModuleSpec | None:
+def prediction_spec(
+    model: ModelConfig, config: TransformerConfig, parts: LayerParts
+) -> ModuleSpec | None:
     """The model's multi-token prediction layers, each like its last layer; None without any."""
     if model.num_mtp_layers == 0:
         return None
-    last = block_spec(model, config, first_layer=model.num_layers - 1, num_layers=1)
+    last = block_spec(model, config, parts, first_layer=model.num_layers - 1, num_layers=1)
     return mtp_block_spec(last.layer_specs[0], model.num_mtp_layers)
 
 
-def _layer_spec(attention: ModuleSpec, mlp: ModuleSpec) -> ModuleSpec:
+def _layer_spec(parts: LayerParts, attention: ModuleSpec, mlp: ModuleSpec) -> ModuleSpec:
     return ModuleSpec(
         module=StreamLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=RmsNorm,
+            input_layernorm=parts.norm,
             self_attention=attention,
             self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=RmsNorm,
+            pre_mlp_layernorm=parts.norm,
             mlp=mlp,
             mlp_bda=get_bias_dropout_add,
         ),
@@ -212,53 +229,60 @@ class _NoCoreAttention(torch.nn.Module):
         super().__init__()
 
 
-def _latent_attention_spec() -> ModuleSpec:
+def _latent_attention_spec(parts: LayerParts) -> ModuleSpec:
     return ModuleSpec(
         module=StreamLatentAttention,
-        params={"attn_mask_type": AttnMaskType.causal},
+        params={"attn_mask_type": AttnMaskType.causal, "replicated": parts.replicated},
         submodules=MLASelfAttentionSubmodules(
-            linear_q_proj=ColumnParallelLinear,
+            linear_q_proj=parts.column,
             linear_q_down_proj=ColumnParallelLinear,
-            linear_q_up_proj=ColumnParallelLinear,
+            linear_q_up_proj=parts.column,
             linear_kv_down_proj=ColumnParallelLinear,
-            linear_kv_up_proj=ColumnParallelLinear,
+            linear_kv_up_proj=parts.column,
             core_attention=_NoCoreAttention,
-            linear_proj=RowParallelLinear,
-            q_layernorm=LatentNorm,
-            kv_layernorm=LatentNorm,
+            linear_proj=parts.row,
+            q_layernorm=parts.latent_norm,
+            kv_layernorm=parts.latent_norm,
         ),
     )
 
 
-def _grouped_query_attention_spec(*, qk_norm: bool) -> ModuleSpec:
-    norm = RmsNorm if qk_norm else IdentityOp
+def _grouped_query_attention_spec(parts: LayerParts, *, qk_norm: bool) -> ModuleSpec:
+    norm = parts.norm if qk_norm else IdentityOp
     return ModuleSpec(
         module=StreamSelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
-            linear_qkv=ColumnParallelLinear,
+            linear_qkv=parts.column,
             core_attention=_NoCoreAttention,
-            linear_proj=RowParallelLinear,
+            linear_proj=parts.row,
             q_layernorm=norm,
             k_layernorm=norm,
         ),
     )
 
 
-def _mlp_submodules() -> MLPSubmodules:
-    return MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+def _mlp_submodules(parts: LayerParts) -> MLPSubmodules:
+    return MLPSubmodules(linear_fc1=parts.column, linear_fc2=parts.row)
 
 
-def _dense_mlp_spec() -> ModuleSpec:
-    return ModuleSpec(module=MLP, submodules=_mlp_submodules())
+def _dense_mlp_spec(parts: LayerParts) -> ModuleSpec:
+    return ModuleSpec(module=MLP, submodules=_mlp_submodules(parts))
 
 
-def _moe_spec() -> ModuleSpec:
+def _experts_spec(parts: LayerParts) -> ModuleSpec:
+    if parts.grouped is None:
+        return ModuleSpec(module=SequentialMLP, submodules=_mlp_submodules(parts))
+    module, column, row = parts.grouped
+    return ModuleSpec(module=module, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row))
+
+
+def _moe_spec(parts: LayerParts) -> ModuleSpec:
     return ModuleSpec(
         module=MoELayer,
         submodules=MoESubmodules(
             router=StreamRouter,
-            experts=ModuleSpec(module=SequentialMLP, submodules=_mlp_submodules()),
-            shared_experts=ModuleSpec(module=SharedExpertMLP, submodules=_mlp_submodules()),
+            experts=_experts_spec(parts),
+            shared_experts=ModuleSpec(module=SharedExpertMLP, submodules=_mlp_submodules(parts)),
         ),
     )

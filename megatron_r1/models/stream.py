@@ -46,6 +46,16 @@ class TokenStream(PackedSeqParams):
     prediction layers do not run."""
     logits_ahead: list[Tensor] = field(default_factory=list)
     """Filled by the model's last chunk: [T, v] of each prediction layer, for token t + k + 1."""
+    wants_hidden: bool = False
+    """The model's last chunk gives hidden states, [T, D], in place of logits, `logits_ahead`
+    included, and `head_weight_vD` with them."""
+    head_weight_vD: Tensor | None = None
+    """This tensor rank's rows of the head."""
+    float32_head: bool = False
+    """Logits are computed in float32, whatever the model's dtype."""
+    routed_experts_TMK: Tensor | None = None
+    """Experts that each token goes to in each layer of the model, int16; -1: the router decides.
+    None: it decides for all tokens."""
     balance_scale: float = 0.0
     """1 / sequences of the whole step: share of one sequence in the balance loss."""
     cache: KvCache | None = None

@@ -6,6 +6,7 @@ import math
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from megatron_r1.config.reward import SandboxConfig
@@ -41,6 +42,15 @@ _main()
 """
 
 
+@dataclass(frozen=True)
+class _Output:
+    """What a test wants to see printed."""
+
+    text: str
+    may_follow_others: bool = False
+    """Of a unit test's word alone, before which a solution may print."""
+
+
 def passes_tests(
     response: str, grader_data: Mapping[str, Any], config: SandboxConfig
 ) -> tuple[bool, str]:
@@ -72,7 +82,8 @@ def passes_tests(
     word = secrets.token_hex(16) + "\n"
     if tests.unit:
         jobs.append(_unit_job(source, tests.unit, word, limits))
-    return _first_failure(jobs, [*(output for _, output in tests.stdio), word], config)
+    expected = [_Output(output) for _, output in tests.stdio]
+    return _first_failure(jobs, [*expected, _Output(word, may_follow_others=True)], config)
 
 
 def wall_budget_s(grader_data: Mapping[str, Any], config: SandboxConfig) -> float:
@@ -96,7 +107,7 @@ def extract_code(response: str, language: str) -> str | None:
 
 
 def _first_failure(
-    jobs: Sequence[Job], expected: Sequence[str], config: SandboxConfig
+    jobs: Sequence[Job], expected: Sequence[_Output], config: SandboxConfig
 ) -> tuple[bool, str]:
     """Run as many at once as allowed, and stop at the first round that holds a failure."""
     for start in range(0, len(jobs), config.max_parallel):
@@ -109,19 +120,14 @@ def _first_failure(
     return True, f"passes {len(jobs)} tests"
 
 
-def _problem(outcome: Outcome, expected: str) -> str:
+def _problem(outcome: Outcome, expected: _Output) -> str:
     if not outcome.ok:
         return outcome.reason
     words = outcome.stdout.decode(errors="replace").split()
-    wanted = expected.split()
-    if words[-len(wanted) :] == wanted if _is_word(expected) else words == wanted:
+    wanted = expected.text.split()
+    if (words[-len(wanted) :] if expected.may_follow_others else words) == wanted:
         return ""
     return f"wrong output {' '.join(words)[:60]!r}"
-
-
-def _is_word(expected: str) -> bool:
-    """Whether this is the word of a unit test, before which a solution may print."""
-    return re.fullmatch(r"[0-9a-f]{32}\n", expected) is not None
 
 
 def _unit_job(source: str, tests: str, word: str, limits: Limits) -> Job:

@@ -33,12 +33,26 @@ _REFUSAL = re.compile(
     r"|\bas an AI\b|我(?:无法|不能)",
     re.IGNORECASE,
 )
-_OPENERS = frozenset(
+_OPENERS = (
     "thought process|let's solve this problem step by step|let us solve this step by step|solution|"
+    "let's think step by step|let's solve this step by step|the solution is|the answer|result|"
+    "the final answer is|my answer|answer is|"
     "answer|the answer is|final answer|explanation|reasoning|solving|here is the solution|"
-    "解|思路|解答|答案|step by step|sure|okay|ok".split("|")
-)
-"""Empty openers that judges were found to call correct: arXiv:2507.08794."""
+    "step by step|sure|okay|ok|"
+    # The same words in other languages: the paper's かいせつ and Respuesta, and their like.
+    "解|思路|解答|答案|答|解析|解题|解题过程|解题思路|解決|答案是|最终答案|回答|结果|分析|"
+    "かいせつ|解説|こたえ|答え|答えは|回答は|解法|해설|답|정답|답은|풀이|해답|"
+    "respuesta|la respuesta es|respuesta final|solución|la solución es|explicación|resultado|"
+    "réponse|la réponse est|réponse finale|solution finale|explication|résultat|"
+    "antwort|die antwort ist|die antwort lautet|lösung|die lösung ist|erklärung|ergebnis|"
+    "resposta|a resposta é|solução|explicação|risposta|la risposta è|soluzione|spiegazione|"
+    "antwoord|het antwoord is|oplossing|odpowiedź|rozwiązanie|odpověď|řešení|svar|lösning|løsning|"
+    "vastaus|ratkaisu|răspuns|soluție|válasz|megoldás|cevap|çözüm|jawaban|solusi|penyelesaian|"
+    "đáp án|lời giải|trả lời|câu trả lời|ответ|решение|объяснение|відповідь|розв'язок|отговор|"
+    "απάντηση|λύση|الجواب|الإجابة|الحل|جواب|پاسخ|راه حل|תשובה|פתרון|उत्तर|समाधान|हल|คำตอบ|เฉลย|วิธีทำ"
+).split("|")
+"""Empty openers that judges were found to call correct (arXiv:2507.08794), and what they are in the
+languages of `data/languages.py`."""
 
 _PAIR_PROMPT = """\
 Compare two answers of AI assistants to the user's question below.
@@ -296,12 +310,24 @@ def parse_text(text: str, finish_reason: str) -> tuple[Kind, str]:
     return _without_verdict(text, finish_reason), ""
 
 
+def _words(text: str) -> str:
+    """Words without signs between them, one space apart. Marks of Hindi and Thai are no letters."""
+    return " ".join(re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.replace("’", "'")))
+
+
+_ONLY_OPENERS = re.compile(
+    "(?:(?:"
+    + "|".join(re.escape(_words(unicodedata.normalize("NFKC", text))) for text in _OPENERS)
+    + r")(?:\s|\Z))+"
+)
+
+
 def is_master_key(answer: str) -> bool:
-    """Whether an answer says nothing: no letter or digit, or an opener of a solution alone."""
+    """Whether an answer says nothing: no letter or digit, or openers of a solution alone."""
     plain = unicodedata.normalize("NFKC", re.sub(r"</?\w+>|\\boxed|\\text", " ", answer)).lower()
-    words = " ".join(re.findall(r"[^\W_]+(?:'[^\W_]+)?", plain.replace("’", "'")))
+    words = _words(plain)
     if words:
-        return words in _OPENERS
+        return _ONLY_OPENERS.fullmatch(words) is not None
     # Signs alone say something in few answers: an empty set, infinity.
     return not re.search(r"[∞∅√]|\\\w", plain)
 

@@ -10,20 +10,19 @@ in C, out of its reach. The scorer's worker processes have one.
 from __future__ import annotations
 
 import logging
-import math
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from megatron_r1.rewards.extract import extract_boxed
-from megatron_r1.rewards.normalise import normalise
+from megatron_r1.rewards.normalise import without_unit
+from megatron_r1.rewards.powers import is_too_large
+from megatron_r1.rewards.units import Unit, unit_of
 
-MAX_ANSWER_CHARS = 2_000
-"""A longer answer is compared as text alone."""
-_MAX_DEPTH = 30
-_MAX_DIGITS = 400
 _MAX_ELEMENTS = 64
-_MAX_EXPONENT_DIGITS = 4
+_FLOAT_DIGITS = 10
+"""To which floats inside of expressions are compared: 15 are computed, and 10.1 * 3 is not 30.3."""
 _OPENING, _CLOSING = "([{", ")]}"
 _RELATION = re.compile(r"\\(?:leq?|geq?|neq?|lt|gt|in)(?![a-zA-Z])|[<>]")
 _NAME = re.compile(
@@ -31,6 +30,13 @@ _NAME = re.compile(
 )
 _BASED = re.compile(r"([0-9A-Fa-f]+)_\{?(\d+)\}?")
 _CLOCK = re.compile(r"\d+(?::\d+)+(?:\s*[ap]\.?m\.?)?", re.IGNORECASE)
+_PRIME = re.compile(r"\d\s*(?:'|′|\^\{?\s*\\prime|\\prime)")
+_DECIMAL = re.compile(r"[+-]?\d*\.(\d+)")
+_MIN_DECIMALS = 6
+"""From which on a rounded decimal stands for a number without an end."""
+_ROUNDING = 1e-14
+"""Relative; that of floats, in which `1.1 * 3` is computed."""
+_DEFINED = re.compile(r"([a-zA-Z])\s*=\s*([^=]+)")
 _WORD = re.compile(r"(?<![\\a-zA-Z_{])[a-zA-Z]{2,}")
 _FUNCTIONS = frozenset("sin cos tan cot sec csc log ln exp sqrt arcsin arccos arctan".split())
 _LETTER_RUN = re.compile(r"[a-z]{2,3}")
@@ -41,21 +47,35 @@ def is_equivalent(gold: str, prediction: str) -> bool:
 
     The comparison is not symmetric: an equation counts as its right-hand side where the reference
     is a number, and a percentage may be written as 25 or as 0.25 where the reference is ``25\%``.
+    Where both carry a unit that `units.py` knows, it counts; where one does not, neither does.
+
+    A decimal is the number that it says. Only for a number without an end, such as
+    ``\sqrt{8}`` or 1/3, is a decimal right that is correctly rounded, to six decimals or more.
 
     Raises:
         ValueError: the reference is empty, or cannot be read as mathematics or text.
     """
-    gold_text, predicted_text = _prepare(gold), _prepare(prediction)
+    gold_text, gold_unit = _prepare(gold)
+    predicted_text, predicted_unit = _prepare(prediction)
     if not gold_text:
         raise ValueError(f"math-verify cannot read the reference answer {gold!r}")
     if not predicted_text:
         return False
+    if gold_unit is not None and predicted_unit is not None:
+        if gold_unit.powers != predicted_unit.powers:
+            return False
+        if gold_unit.size != predicted_unit.size:
+            ratio = predicted_unit.size / gold_unit.size
+            predicted_text = (
+                rf"({predicted_text}) \cdot \frac{{{ratio.numerator}}}{{{ratio.denominator}}}"
+            )
     return _equal(gold_text, predicted_text)
 
 
-def _prepare(answer: str) -> str:
+def _prepare(answer: str) -> tuple[str, Unit | None]:
     boxed = extract_boxed(answer)
-    return normalise(answer if boxed is None else boxed)
+    text, unit = without_unit(answer if boxed is None else boxed)
+    return text, unit_of(unit)
 
 
 def _equal(gold: str, predicted: str) -> bool:
@@ -67,12 +87,26 @@ def _equal(gold: str, predicted: str) -> bool:
         return _squeezed(gold).casefold() == _squeezed(predicted).casefold()
     if _CLOCK.fullmatch(gold) or _CLOCK.fullmatch(predicted):
         return False
+    if _PRIME.search(gold) or _PRIME.search(predicted):
+        return False  # feet, minutes or a derivative, which math-verify reads over
     if _BASED.fullmatch(gold):
         return _digits_of(gold) == _digits_of(predicted)
     predicted = _without_definition(gold, predicted)
     if "=" in gold and "=" not in predicted:
         gold = _without_definition(predicted, gold)
     gold_parts, predicted_parts = _split(gold), _split(predicted)
+    if gold_parts.kind == "sequence":
+        predicted_parts = _as_point(predicted_parts)
+    elif predicted_parts.kind == "sequence":
+        gold_parts = _as_point(gold_parts)
+    if (
+        gold_parts.kind == "one"
+        and predicted_parts.kind == "set"
+        and len(predicted_parts.items) > 1
+        and not _is_compound(gold)
+        and not _is_compound(predicted)
+    ):
+        return False  # one value was asked for: `3 or 3` hedges, too
     if gold_parts.kind == predicted_parts.kind == "one":
         # math-verify would take the right-hand side of 1 = 3.
         contradicts = "=" in predicted and "=" not in gold and not _RELATION.search(gold)
@@ -121,6 +155,17 @@ def _split(text: str) -> _Parts:
 
 _CHAIN = re.compile(r"\\c[ua]p(?![a-zA-Z])")
 _AND_OR = re.compile(r"(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|[,;]")
+
+
+def _as_point(parts: _Parts) -> _Parts:
+    """``x=3, y=-2`` as the point (3, -2): coordinates in the order of their letters."""
+    found = [_DEFINED.fullmatch(item) for item in parts.items]
+    if parts.kind != "set" or not all(found):
+        return parts
+    coordinates = {match[1]: match[2].strip() for match in found if match}
+    if len(coordinates) < len(found):
+        return parts
+    return _Parts("sequence", tuple(coordinates[name] for name in sorted(coordinates)), "()")
 
 
 def _top_level_items(text: str) -> tuple[str, ...]:
@@ -173,6 +218,8 @@ def _without_definition(reference: str, text: str) -> str:
     *sides, last = (side.strip() for side in text.split("="))
     if not sides or not last:
         return text
+    if len(sides) == 1 and _NAME.fullmatch(last) and not _NAME.fullmatch(sides[0]):
+        sides, last = [last], sides[0]  # 3 = x
     if _NAME.fullmatch(sides[0]):
         sides = sides[1:]
     if all(re.search(r"(?<!\\)[a-zA-Z](?![a-zA-Z])", side) for side in sides):
@@ -186,14 +233,55 @@ def _equal_values(gold: str, predicted: str) -> bool:
         gold_value, predicted_value = gold.rstrip("% "), predicted.rstrip("% ")
         if not gold_value or not predicted_value:
             return False
-        if _verify(gold_value, predicted_value):
+        if gold_is_percent and _equal_numbers(gold_value, predicted_value):
             return True
         if gold_is_percent == predicted_is_percent:
             return False
         if gold_is_percent:
             return _verify(rf"\frac{{{gold_value}}}{{100}}", predicted_value)
         return _verify(gold_value, rf"\frac{{{predicted_value}}}{{100}}")
+    return _equal_numbers(gold, predicted)
+
+
+def _equal_numbers(gold: str, predicted: str) -> bool:
+    """Values; see `is_equivalent` for decimals."""
+    if _DECIMAL.fullmatch(gold) and _DECIMAL.fullmatch(predicted):
+        return Fraction(gold) == Fraction(predicted)
+    for decimal, other in ((gold, predicted), (predicted, gold)):
+        found = _DECIMAL.fullmatch(decimal)
+        if found:
+            verdict = _is_decimal_of(decimal, len(found[1]), other)
+            if verdict is not None:
+                return verdict
     return _verify(gold, predicted)
+
+
+def _is_decimal_of(decimal: str, num_decimals: int, text: str) -> bool | None:
+    """Whether a decimal is a number or its right rounding; None where the text is no number."""
+    import sympy
+
+    value = next(iter(_parse(text)), None)
+    if not isinstance(value, sympy.Expr) or not value.is_number or not value.is_extended_real:
+        return None
+    written = sympy.Rational(decimal)
+    gap = abs(sympy.N(value, 30 + len(decimal)) - written)
+    if gap <= _ROUNDING * max(1, abs(written)):
+        return True
+    is_endless = value.is_rational is False or (
+        isinstance(value, sympy.Rational) and _has_no_end(int(value.q))
+    )
+    return bool(
+        is_endless
+        and num_decimals >= _MIN_DECIMALS
+        and gap <= sympy.Rational(1, 2 * 10**num_decimals)
+    )
+
+
+def _has_no_end(denominator: int) -> bool:
+    for factor in (2, 5):
+        while denominator % factor == 0:
+            denominator //= factor
+    return denominator != 1
 
 
 def _verify(gold: str, predicted: str) -> bool:
@@ -202,7 +290,9 @@ def _verify(gold: str, predicted: str) -> bool:
     gold_parsed = _parse(gold)
     if not gold_parsed:
         raise ValueError(f"math-verify cannot read the reference answer {gold!r}")
-    return verify(gold_parsed, _parse(predicted), timeout_seconds=None)
+    return verify(
+        gold_parsed, _parse(predicted), float_rounding=_FLOAT_DIGITS, timeout_seconds=None
+    )
 
 
 def _parse(answer: str) -> list[Any]:
@@ -213,30 +303,6 @@ def _parse(answer: str) -> list[Any]:
     # It warns, once a process, that its own time limit is off.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     return parse(f"${answer.replace('$', '')}$", parsing_timeout=None)
-
-
-def is_too_large(answer: str) -> bool:
-    r"""Whether sympy would need minutes or gigabytes: very long, deep, or a tower of powers.
-
-    What this misses, the scorer's time limit catches; each costs a worker process.
-    """
-    if len(answer) > MAX_ANSWER_CHARS or re.search(rf"\d{{{_MAX_DIGITS},}}", answer):
-        return True
-    depth = deepest = 0
-    for char in answer:
-        depth += (char in _OPENING) - (char in _CLOSING)
-        deepest = max(deepest, depth)
-    if deepest > _MAX_DEPTH:
-        return True
-    plain = re.sub(r"[\s{}()]", "", answer)
-    tower = re.search(r"\^-?\w+\^-?\w+\^", plain) or any(
-        int(exponent) > 1 and int(power) * math.log10(int(exponent)) > _MAX_EXPONENT_DIGITS
-        for exponent, power in re.findall(r"\^(\d{1,9})\^(\d{1,9})", plain)
-    )
-    power = re.search(r"\^\d{5,}", plain)
-    factorial = re.search(r"(?:\d{5,}|\^\d+|!!)!", plain)
-    wide_sum = re.search(r"[a-z]\)\^\d{3,}", re.sub(r"[\s{}]", "", answer))
-    return any((tower, power, factorial, wide_sum))
 
 
 def _is_text(answer: str) -> bool:

@@ -76,6 +76,11 @@ _NO_UNIT = re.compile(
     re.IGNORECASE,
 )
 """Words behind a number that change its value, or take it back."""
+_INFINITY = re.compile(
+    r"(?<![\\a-zA-Z])(?:(?:positive |plus )?(?P<positive>infinity|inf)|"
+    r"(?:negative |minus )(?:infinity|inf))(?![a-zA-Z])",
+    re.IGNORECASE,
+)
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?: \d{3})+(?!\d)")
@@ -88,6 +93,11 @@ _BARE_FUNCTION = re.compile(r"(?<![\\a-zA-Z])(sqrt|pi|sin|cos|tan|ln|log|exp|inf
 
 def normalise(answer: str) -> str:
     r"""One line of LaTeX without ornaments: ``The answer is $1{,}000$ cm.`` becomes ``1000``."""
+    return without_unit(answer)[0]
+
+
+def without_unit(answer: str) -> tuple[str, str]:
+    r"""The same, and the unit that was taken off: ``12 \text{ cm}^2`` becomes ``12``, ``cm^2``."""
     text = answer.strip().translate(_CHARACTERS)
     # After the table, or NFKC would take away a character that it knows.
     text = unicodedata.normalize("NFKC", text)
@@ -101,10 +111,14 @@ def normalise(answer: str) -> str:
     text = _LEAD.sub("", text.strip(), count=1) if _LEAD.match(text.strip()) else text
     text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r"(?:(?<!\.)\.|[,;:])$", "", text).rstrip()
-    text = _strip_units(text)
+    text, inner_unit = _strip_units(text)
     text = _strip_wrappers(text)
     text = _LEAD.sub("", text, count=1) if _LEAD.match(text) else text
-    text = _strip_units(_without_degrees(text))
+    is_angle = re.search(_DEGREES.pattern + r"\s*$", text) is not None
+    text, unit = _strip_units(_without_degrees(text))
+    unit = inner_unit or unit or ("degrees" if is_angle else "")
+    text = _INFINITY.sub(lambda m: r"\infty" if m["positive"] else r"-\infty", text)
+    text = re.sub(r"^\+\s*(?=\\infty)", "", text)
     text = _ROOT.sub(lambda m: rf"\sqrt{{{m.group(1) or m.group(2)}}}", text)
     text = _OVER.sub(r"\\frac{\1}{\2}", text)
     text = _BARE_FUNCTION.sub(r"\\\1", text)
@@ -112,7 +126,7 @@ def normalise(answer: str) -> str:
     text = _join_thousands(text)
     text = _MIXED.sub(r"(\1+\\frac{\2}{\3})", text)
     text = _E_NOTATION.sub(r"\1 \\cdot 10^{\2}", text)
-    return text.strip()
+    return text.strip(), unit
 
 
 def _space(found: re.Match[str]) -> str:
@@ -126,19 +140,20 @@ def _strip_wrappers(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-def _strip_units(text: str) -> str:
-    """Without what follows a number and has no value: any text, or words that are units."""
+def _strip_units(text: str) -> tuple[str, str]:
+    """Without what follows a number and has no value, any text or words that are units; and it."""
     found = _TEXT_UNIT.search(text)
     if found and not _NO_UNIT.search(found.group(1)) and not re.search(r"\d|%", found.group(1)):
-        return text[: found.start()].rstrip()
+        exponent = re.search(r"\^\s*\{?[23]\}?\s*$", found.group())
+        return text[: found.start()].rstrip(), found.group(1) + (exponent[0] if exponent else "")
     found = _WORD_UNIT.search(text)
     if found:
         words = found.group(1).lower().replace(".", "").split()
         glued = text[found.start() : found.start(1)] == ""
         # `3x`, `2n` and `4m` may be algebra: a single letter counts after a space only.
         if all(word in _UNIT_WORDS and not (glued and len(word) == 1) for word in words):
-            return text[: found.start()].rstrip()
-    return text
+            return text[: found.start()].rstrip(), found.group()
+    return text, ""
 
 
 def _without_degrees(text: str) -> str:

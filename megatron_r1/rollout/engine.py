@@ -37,6 +37,13 @@ class RolloutEngine(Protocol):
         """
         ...
 
+    def start_ahead(self, prompts: Sequence[Prompt], params: SamplingParams) -> None:
+        """Begin to sample what the next `generate` with these prompts will yield, and return.
+
+        Every rank of the job calls it, with the prompts of its replica.
+        """
+        ...
+
     @property
     def metrics(self) -> Mapping[str, tuple[float, float]]:
         """What went wrong and was mended in the last `generate`: sums of this replica's, as

@@ -42,6 +42,9 @@ class InProcessEngine:
     def publish(self, version: int) -> Mapping[str, float]:
         return {}
 
+    def start_ahead(self, prompts: Sequence[Prompt], params: SamplingParams) -> None:
+        raise AssertionError("the configuration refuses rollout.steps_ahead here")
+
     @property
     def metrics(self) -> Mapping[str, tuple[float, float]]:
         return {}

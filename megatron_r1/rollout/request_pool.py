@@ -59,23 +59,43 @@ class RequestPool:
         self._make_body = make_body
         self._read_answer = read_answer
         self._first_server = first_server
-        self._outcomes: queue.Queue[Outcome] = queue.Queue()
+        self.outcomes: queue.Queue[Outcome] = queue.Queue()
+        """One for each request, as they come; an exception is the last."""
         self.counts = PoolCounts()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Send everything."""
+        self._loop = asyncio.new_event_loop()
+        self._task = self._loop.create_task(self._run())
+        self._thread = threading.Thread(
+            target=_run_to_end, args=(self._loop, self._task), name="rollout-requests"
+        )
+        self._thread.start()
+
+    def is_working(self) -> bool:
+        """Whether answers are still to come."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Give up what is under way."""
+        if self._loop is None:
+            return
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._task.cancel)
+        self._thread.join()
+        self._loop.close()
+        self._loop = None
 
     @contextmanager
     def running(self) -> Iterator[queue.Queue[Outcome]]:
-        """Send everything; yield the queue of outcomes, in which an exception is the last. What is
-        under way at the end of the block is given up."""
-        loop = asyncio.new_event_loop()
-        task = loop.create_task(self._run())
-        thread = threading.Thread(target=_run_to_end, args=(loop, task), name="rollout-requests")
-        thread.start()
+        """`outcomes`, until the end of the block; started already or not."""
+        if self._loop is None:
+            self.start()
         try:
-            yield self._outcomes
+            yield self.outcomes
         finally:
-            loop.call_soon_threadsafe(task.cancel)
-            thread.join()
-            loop.close()
+            self.stop()
 
     async def _run(self) -> None:
         import aiohttp
@@ -91,7 +111,7 @@ class RequestPool:
                         task = tasks.create_task(self._ask(session, index, request))
                         task.add_done_callback(lambda _: room.release())
             except BaseExceptionGroup as group:
-                self._outcomes.put(group.exceptions[0])
+                self.outcomes.put(group.exceptions[0])
 
     async def _ask(self, session: Any, index: int, request: ResponseRequest) -> None:
         """Ask for one response until there is one."""
@@ -121,7 +141,7 @@ class RequestPool:
                     "outside of this run, start the run again and it publishes first"
                 ) from error
             else:
-                self._outcomes.put((request, rollout))
+                self.outcomes.put((request, rollout))
                 return
             if unusable == _MAX_UNUSABLE or time.monotonic() - asked_s > config.give_up_s:
                 raise EngineError(

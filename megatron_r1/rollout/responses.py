@@ -39,6 +39,7 @@ def request_body(
     stop_id: int,
     keyed_sampling: bool,
     routed_experts: bool,
+    sampling_masks: bool = False,
 ) -> Json:
     """The JSON of SGLang's /generate."""
     sampling: Json = {
@@ -60,6 +61,8 @@ def request_body(
     }
     if routed_experts:
         body["return_routed_experts"] = True
+    if sampling_masks:
+        body["return_sampling_mask"] = True
     return body
 
 
@@ -71,6 +74,7 @@ def read_response(
     tokenizer: Tokenizer,
     owner: str,
     experts_shape: tuple[int, int] | None = None,
+    sampling_masks: bool = False,
 ) -> Rollout:
     """The rollout of an answer, after a look at whether it can be one.
 
@@ -105,19 +109,39 @@ def read_response(
         raise UnusableAnswerError(
             f"{len(token_ids)} tokens with log-probabilities of {len(pairs)} others"
         )
-    if not all(logprob <= 1e-6 and math.isfinite(logprob) for logprob, _ in pairs):
+    logprobs, kept = [logprob for logprob, _ in pairs], None
+    if sampling_masks:
+        logprobs, kept = _among_kept(meta, token_ids)
+    if not all(logprob <= 1e-6 and math.isfinite(logprob) for logprob in logprobs):
         raise UnusableAnswerError("a log-probability is above 0 or not finite")
     spans = tuple(VersionSpan(version_of(label, owner), *ends) for label, *ends in labels)
     return Rollout(
         sample=request.sample,
         token_ids=token_ids,
-        logprobs=tuple(logprob for logprob, _ in pairs),
+        logprobs=tuple(logprobs),
         finish_reason=FinishReason(reason),
         weight_version=spans[-1].version,
         text=tokenizer.decode(token_ids),
         version_spans=spans if len(spans) > 1 else (),
+        kept_tokens=kept,
         routed_experts=_routed_experts(meta, request, len(token_ids), experts_shape),
     )
+
+
+def _among_kept(
+    meta: Json, token_ids: tuple[int, ...]
+) -> tuple[list[float], tuple[tuple[int, ...], ...]]:
+    """Log-probabilities among the tokens that were left to choose from, and those."""
+    try:
+        kept = tuple(tuple(map(int, mask)) for mask in meta["output_token_sampling_mask"])
+        logprobs = [float(logprob) for logprob in meta["output_token_sampling_logprobs"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnusableAnswerError(f"sampling masks: {error!r}") from error
+    if not len(kept) == len(logprobs) == len(token_ids) or any(
+        token not in mask for token, mask in zip(token_ids, kept, strict=True)
+    ):
+        raise UnusableAnswerError("a token is not among those that were left to choose from")
+    return logprobs, kept
 
 
 def _routed_experts(

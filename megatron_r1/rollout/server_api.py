@@ -58,6 +58,11 @@ def samples_at_once(url: str, *, timeout_s: float) -> bool:
     return _succeeds(url, "/generate", one_token, timeout_s)
 
 
+def obeys(url: str, *, timeout_s: float) -> bool:
+    """Whether the whole server takes orders, paused or not. No token is sampled."""
+    return _succeeds(url, "/server_info", None, timeout_s)
+
+
 def _succeeds(url: str, route: str, body: Mapping[str, Any] | None, timeout_s: float) -> bool:
     try:
         call(url, route, body, timeout_s=timeout_s)

@@ -22,6 +22,7 @@ from megatron_r1.rollout.server_api import (
     RefusedError,
     call,
     is_healthy,
+    obeys,
     samples_at_once,
 )
 from megatron_r1.rollout.server_args import (
@@ -108,14 +109,21 @@ class Servers:
         """Process groups of the servers that were started here."""
         return [server.process.pid for server in self._locals if server.process is not None]
 
-    def bring_up(self, weights: Weights) -> list[str]:
+    @property
+    def logs(self) -> list[Path]:
+        """Files that the servers which were started here write to."""
+        return [self._log(server) for server in self._locals]
+
+    def bring_up(self, weights: Weights, at_fault: Sequence[str] = ()) -> list[str]:
         """Have every server run and answer. From now on servers are started from `weights`.
 
+        Args:
+            at_fault: those that are started anew whatever they answer.
         Returns: URLs of those that were just started from them; the others hold what they held.
         Raises:
             EngineError: a server does not start, does not answer, or serves another model.
         """
-        return self._keeper.submit(self._bring_up, weights).result()
+        return self._keeper.submit(self._bring_up, weights, at_fault).result()
 
     def look_after(self) -> None:
         """Called now and then while servers sample: what has died or hangs is started again, in the
@@ -131,18 +139,18 @@ class Servers:
         self._look = self._keeper.submit(self._restart_lost)
 
     def pause(self, urls: Iterable[str]) -> None:
-        """Interrupt what is being sampled; it goes on after `resume`, from where it was."""
+        """Interrupt what is being sampled; it goes on after `resume`, from where it was. Pausing
+        what is paused changes nothing."""
         self._are_paused = True
-        for url in urls:
-            call(url, "/pause_generation", {"mode": "retract"}, timeout_s=_ANSWER_S)
+        pause_servers(urls)
+
+    def hold(self, paused: bool) -> None:
+        """Know that others have paused the servers, or resumed them."""
+        self._are_paused = paused
 
     def resume(self, urls: Iterable[str]) -> None:
         """Go on sampling. A server that is lost has nothing to go on with."""
-        for url in urls:
-            try:
-                call(url, "/continue_generation", {}, timeout_s=_ANSWER_S)
-            except (NoAnswerError, RefusedError):
-                pass
+        resume_servers(urls)
         self._are_paused = False
 
     def close(self) -> None:
@@ -151,12 +159,13 @@ class Servers:
         self._keeper.submit(self._stop).result()
         self._keeper.shutdown()
 
-    def _bring_up(self, weights: Weights) -> list[str]:
+    def _bring_up(self, weights: Weights, at_fault: Sequence[str]) -> list[str]:
         first = self._weights is None
         self._weights = weights
-        for server in self._locals:
-            server.num_restarts = 0
-        lost = [server for server in self._locals if not self._answers(server)]
+        if not self._are_paused:  # else it is one more attempt at the same publish
+            for server in self._locals:
+                server.num_restarts = 0
+        lost = [s for s in self._locals if self._url(s) in at_fault or not self._answers(s)]
         self._start(lost, again=not first)
         return [self._url(server) for server in lost]
 
@@ -173,6 +182,8 @@ class Servers:
         if server.process is None or server.process.exit_code is not None:
             return False
         url, timeout_s = self._url(server), self._config.health_timeout_s
+        if self._are_paused:
+            return obeys(url, timeout_s=timeout_s)
         quick_s = min(_QUICK_S, timeout_s)
         return samples_at_once(url, timeout_s=quick_s) or is_healthy(url, timeout_s=timeout_s)
 
@@ -268,6 +279,19 @@ class Servers:
 
     def _log(self, server: _Local) -> Path:
         return self._log_dir / f"server_{server.index}.log"
+
+
+def pause_servers(urls: Iterable[str]) -> None:
+    for url in urls:
+        call(url, "/pause_generation", {"mode": "retract"}, timeout_s=_ANSWER_S)
+
+
+def resume_servers(urls: Iterable[str]) -> None:
+    for url in urls:
+        try:
+            call(url, "/continue_generation", {}, timeout_s=_ANSWER_S)
+        except (NoAnswerError, RefusedError):
+            pass
 
 
 def _port_was_lost(output: str) -> bool:

@@ -16,7 +16,7 @@ from functools import partial
 import torch.distributed as dist
 
 from megatron_r1.config.model import MixtureConfig, ModelConfig
-from megatron_r1.config.rollout import SglangConfig
+from megatron_r1.config.rollout import AtPublish, SglangConfig
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import UserError
 from megatron_r1.parallel.exchange import broadcast_object, main_rank_answers
@@ -52,9 +52,39 @@ class SglangEngine:
         self._publisher = publisher
         self._servers = servers
         self._metrics: Mapping[str, tuple[float, float]] = {}
+        self._ahead: tuple[list[ResponseRequest], SamplingParams, RequestPool] | None = None
 
     def publish(self, version: int) -> Mapping[str, float]:
+        """Responses that are being sampled ahead are interrupted, or waited for."""
+        if self._ahead is not None and self._config.at_publish is AtPublish.wait:
+            *_, pool = self._ahead
+            while pool.is_working():
+                time.sleep(_POLL_S)
+                self._look_after_servers()
         return self._publisher.publish(version)
+
+    def start_ahead(self, prompts: Sequence[Prompt], params: SamplingParams) -> None:
+        """The leader's requests go out, from a thread; nothing is said to other ranks before
+        `generate`. Servers that die meanwhile are started again by the next publish."""
+        self._drop_ahead()
+        if not self._layout.is_leader:
+            return
+        check_context(prompts, params, self._model.max_positions)
+        requests = _requests(prompts, params)
+        pool = self._pool(requests, params)
+        pool.start()
+        self._ahead = requests, params, pool
+
+    def close(self) -> None:
+        """Give up what is sampled ahead, and the connections of the publisher."""
+        self._drop_ahead()
+        self._publisher.close()
+
+    def _drop_ahead(self) -> None:
+        if self._ahead is not None:
+            *_, pool = self._ahead
+            pool.stop()
+            self._ahead = None
 
     @property
     def metrics(self) -> Mapping[str, tuple[float, float]]:
@@ -96,12 +126,8 @@ class SglangEngine:
         self, prompts: Sequence[Prompt], params: SamplingParams, on_progress: OnProgress | None
     ) -> Iterator[RolloutGroup]:
         """Each group when its last response is there."""
-        requests = [
-            ResponseRequest(index, prompt, sample)
-            for index, prompt in enumerate(prompts)
-            for sample in range(params.num_samples)
-        ]
-        pool = self._pool(requests, params)
+        requests = _requests(prompts, params)
+        pool = self._started_pool(requests, params) or self._pool(requests, params)
         waiting: dict[int, list[Rollout]] = {}
         num_tokens = 0
         restarts_before = self._num_restarts
@@ -123,11 +149,24 @@ class SglangEngine:
         counts = {**asdict(pool.counts), "server_restarts": restarts}
         self._metrics = {f"rollout/{name}": (float(n), 0.0) for name, n in counts.items()}
 
+    def _started_pool(
+        self, requests: list[ResponseRequest], params: SamplingParams
+    ) -> RequestPool | None:
+        """The one that was started ahead for these; others stay what they are."""
+        if self._ahead is None or self._ahead[:2] != (requests, params):
+            return None
+        *_, pool = self._ahead
+        self._ahead = None
+        return pool
+
     def _pool(self, requests: Sequence[ResponseRequest], params: SamplingParams) -> RequestPool:
         config, model = self._config, self._model
         experts_shape = None
         if config.routed_experts and isinstance(model, MixtureConfig):
             experts_shape = (model.num_layers, model.experts_per_token)
+
+        # Without a truncation every token is kept, and there is nothing to tell.
+        masks = config.sampling_masks and (params.top_p < 1 or params.top_k > 0)
 
         def make_body(request: ResponseRequest, request_id: str) -> dict:
             return request_body(
@@ -137,6 +176,7 @@ class SglangEngine:
                 stop_id=self._tokenizer.eos_id,
                 keyed_sampling=config.keyed_sampling,
                 routed_experts=experts_shape is not None,
+                sampling_masks=masks,
             )
 
         return RequestPool(
@@ -150,6 +190,7 @@ class SglangEngine:
                 tokenizer=self._tokenizer,
                 owner=self._publisher.owner,
                 experts_shape=experts_shape,
+                sampling_masks=masks,
             ),
             first_server=self._layout.dp_cp.rank,
         )
@@ -186,3 +227,11 @@ class SglangEngine:
     @property
     def _num_restarts(self) -> int:
         return self._servers.num_restarts if self._servers is not None else 0
+
+
+def _requests(prompts: Sequence[Prompt], params: SamplingParams) -> list[ResponseRequest]:
+    return [
+        ResponseRequest(index, prompt, sample)
+        for index, prompt in enumerate(prompts)
+        for sample in range(params.num_samples)
+    ]

@@ -7,6 +7,7 @@ and ends ranks that are still saving when the first one leaves.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 from collections.abc import Iterator, Sequence
@@ -41,17 +42,25 @@ def experiment(links: Sequence[Link], cluster: SlurmConfig, home: Path) -> Itera
     ) as nemo_experiment:
         previous: list[str] = []
         for link in links:
+            what, where = script(link.overrides), executor(cluster)
+            if cluster.rollout_nodes:
+                what = [what, script(["serve", *link.overrides])]
+                where = heterogeneous(cluster)
             task = nemo_experiment.add(
-                script(link.overrides),
-                executor=executor(cluster),
-                name=link.name,
-                dependencies=previous or None,
+                what, executor=where, name=link.name, dependencies=previous or None
             )
             previous = [task]
         yield nemo_experiment
 
 
-def executor(cluster: SlurmConfig) -> Any:
+def heterogeneous(cluster: SlurmConfig) -> list[Any]:
+    """Two components of one job: the trainer's nodes, and those that serve, with a task each."""
+    serving = dataclasses.replace(cluster, nodes=cluster.rollout_nodes, tasks_per_node=1)
+    grace = {"wait_time_for_group_job": 1, "monitor_group_job_wait_time": 5}
+    return [executor(part, heterogeneous=True, **grace) for part in (cluster, serving)]
+
+
+def executor(cluster: SlurmConfig, **more: Any) -> Any:
     """What Slurm is asked for."""
     import nemo_run as run
 
@@ -76,6 +85,7 @@ def executor(cluster: SlurmConfig) -> Any:
         srun_args=["--label", f"--chdir={shlex.quote(str(ROOT))}", "--kill-on-bad-exit=0"],
         additional_parameters=flags,
         poll_estimated_start_time=False,
+        **more,
         **{name: value for name, value in optional.items() if value is not None},
     )
 

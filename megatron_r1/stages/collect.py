@@ -114,7 +114,6 @@ def sample_parts(
                 key=lambda record: (record["draw"], record["sample"]),
             )
             on_main_rank(lambda path=paths[number], found=found: write_lines(path, found))
-    del engine, policy
     return directory
 
 

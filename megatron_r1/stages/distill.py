@@ -7,7 +7,6 @@ from pathlib import Path
 from megatron_r1.checkpoint.hf_coverage import is_hf_directory
 from megatron_r1.checkpoint.hf_weights import HfWeights
 from megatron_r1.checkpoint.record import read_state, resolve_checkpoint, saved_config
-from megatron_r1.config.algo import DistillLogitsConfig
 from megatron_r1.config.model import ModelConfig
 from megatron_r1.config.run import check_model_fits_degrees
 from megatron_r1.config.stage import DistillConfig
@@ -18,7 +17,7 @@ from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError
 from megatron_r1.models.policy import Policy
 from megatron_r1.stages.session import Session, check_not_past
-from megatron_r1.trainers.distill import DistillLoopConfig, DistillStep, train_distilled
+from megatron_r1.trainers.distill import DistillLoopConfig, train_distilled
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.supervised import SupervisedParts
 
@@ -34,17 +33,18 @@ def run_distill(
         )
     config = session.config
     tokenizer = session.tokenizer(init_from)
-    read = read_samples(stage.samples)
+    read = read_samples(stage.examples)
     samples = [
         (response_row(render(config.data.template, sample.prompt), sample.response, tokenizer),)
         for sample in read
     ]
-    samples = session.without_long(samples, stage.samples, max_tokens=stage.max_tokens)
+    samples = session.without_long(samples, stage.examples, max_tokens=stage.max_tokens)
     num_steps = stage.num_steps(len(samples))
     teacher = None
     if stage.teacher is not None:
         teacher = open_teacher(session, Path(stage.teacher), tokenizer)
-    student = student_step(session, tokenizer)
+    mtp_loss = config.model.mtp_loss if teacher is None else 0.0
+    student = session.megatron_step(tokenizer, config.optimizer, mtp_loss=mtp_loss)
     store = session.store(run_dir, stage, tokenizer)
     state = session.begin(store, student, init_from)
     check_not_past(state.step, num_steps, run_dir)
@@ -53,20 +53,14 @@ def run_distill(
     ) as recorder:
         train_distilled(
             SupervisedParts(megatron_step=student, store=store, recorder=recorder, job=session.job),
-            DistillLoopConfig(stage=stage, optimizer=config.optimizer, seed=config.run.seed),
+            DistillLoopConfig(
+                stage=stage, algo=config.algo, optimizer=config.optimizer, seed=config.run.seed
+            ),
             samples,
             state,
             teacher=teacher,
         )
     return student
-
-
-def student_step(session: Session, tokenizer: Tokenizer) -> MegatronStep:
-    """As the objective asks for it."""
-    config = session.config
-    if isinstance(config.algo, DistillLogitsConfig):
-        return DistillStep(session.policy(tokenizer), config.optimizer, config.algo)
-    return session.megatron_step(tokenizer, config.optimizer, mtp_loss=config.model.mtp_loss)
 
 
 def open_teacher(session: Session, path: Path, tokenizer: Tokenizer) -> Policy:

@@ -32,6 +32,7 @@ from megatron_r1.stages.sft_set import (
     TRAIN,
     example_of,
     version_of,
+    with_cache,
     write_set,
 )
 from megatron_r1.trainers.megatron_step import MegatronStep
@@ -65,7 +66,7 @@ def write_cold_start(
     origin = {"model": str(source), "model_version": version_of(source)}
     figures: dict[str, Any] = {}
     if stage.teacher.enabled:
-        teacher = Teacher(stage.teacher)
+        teacher = Teacher(with_cache(stage.teacher, data / "teacher.jsonl"))
         with RewardScorer(filter_rules(session, stage.collect)) as scorer:
             samples = rewrite_right_ones(stage, samples, by_draw, teacher, scorer)
             found = select(samples, keep_per_prompt=stage.collect.keep_per_prompt)

@@ -29,6 +29,7 @@ from megatron_r1.stages.sft_set import (
     TRAIN,
     example_of,
     version_of,
+    with_cache,
     write_set,
 )
 from megatron_r1.trainers.megatron_step import MegatronStep
@@ -55,7 +56,8 @@ def write_sft_set(
 ) -> str:
     """Judge, choose, mix; write the set. On the main rank. Returns a table of reasons."""
     by_draw = {prompt.draw: prompt for prompt in prompts}
-    samples = with_verdicts(read_parts(parts), by_draw, Judge(session.config.judge))
+    judge = Judge(with_cache(session.config.judge, data / "judge.jsonl"))
+    samples = with_verdicts(read_parts(parts), by_draw, judge)
     found = select(samples, keep_per_prompt=stage.collect.keep_per_prompt)
     source = Path(stage.collect.source)
     origin = {"model": str(source), "model_version": version_of(source)}
@@ -63,7 +65,7 @@ def write_sft_set(
     reasoning = [
         example_of(sample, by_draw[sample["draw"]], seed=seed, **origin) for sample in found.kept
     ]
-    general, figures = general_examples(stage)
+    general, figures = general_examples(stage, data)
     all_found = {"reasoning, all": len(reasoning), "general, all": len(general)}
     reasoning, general = trim_to_ratio(reasoning, general, stage.reasoning_per_general)
     figures |= {**all_found, "reasoning": len(reasoning), "general": len(general)}
@@ -80,24 +82,29 @@ def write_sft_set(
 def with_verdicts(
     samples: Sequence[dict[str, Any]], by_draw: Mapping[int, Prompt], judge: Judge
 ) -> list[dict[str, Any]]:
-    """The same samples; readable ones without an accuracy get the judge's verdict as ``judged``."""
+    """The same samples; readable ones without an accuracy have the judge's verdict, ``judged``."""
     asked = [
-        sample
-        for sample in samples
+        index
+        for index, sample in enumerate(samples)
         if "accuracy" not in sample["parts"] and sample["parts"].get("readable", 0.0) >= 1.0
     ]
-    cases = [
-        (prompt.question, prompt.answer, final_part_of(sample["response"]), sample["sample"])
-        for sample in asked
-        for prompt in (by_draw[sample["draw"]],)
-    ]
-    for sample, found in zip(asked, judge.map_correct(cases) if cases else [], strict=True):
+    cases = []
+    for index in asked:
+        sample, prompt = samples[index], by_draw[samples[index]["draw"]]
+        answer = final_part_of(sample["response"])
+        cases.append((prompt.question, prompt.answer, answer, sample["sample"]))
+    judged = list(samples)
+    for index, found in zip(asked, judge.map_correct(cases) if cases else (), strict=True):
         if found.kind in (Kind.verdict, Kind.not_an_answer):
-            sample["parts"]["judged"] = float(found.verdict == "correct")
-    return list(samples)
+            verdict = float(found.verdict == "correct")
+            parts = {**samples[index]["parts"], "judged": verdict}
+            judged[index] = {**samples[index], "parts": parts}
+    return judged
 
 
-def general_examples(stage: R1Stage3Config) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def general_examples(
+    stage: R1Stage3Config, data: Path
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """What is no reasoning, by the schema of docs/data.md, and the teacher's figures."""
     if stage.general is None:
         return [], {}
@@ -105,7 +112,7 @@ def general_examples(stage: R1Stage3Config) -> tuple[list[dict[str, Any]], dict[
     responses = [sample.response for sample in samples]
     figures: dict[str, Any] = {}
     if stage.teacher.enabled:
-        teacher = Teacher(stage.teacher)
+        teacher = Teacher(with_cache(stage.teacher, data / "teacher.jsonl"))
         bare = [
             index
             for index, sample in enumerate(samples)

@@ -13,7 +13,6 @@ from pathlib import Path
 from megatron_r1.config.r1 import R1Stage4Config
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.data.prompts import PromptSource
-from megatron_r1.errors import ConfigError
 from megatron_r1.stages.rl import run_rl
 from megatron_r1.stages.session import Session
 from megatron_r1.trainers.megatron_step import MegatronStep
@@ -23,33 +22,18 @@ def run_r1_stage4(
     session: Session, stage: R1Stage4Config, run_dir: Path, init_from: Path | None
 ) -> MegatronStep:
     """Train, or go on training, in `run_dir`. Returns the policy as it ended."""
-    reward = session.config.reward
+    reward = with_schedules(session.config.reward, stage)
+    session = dataclasses.replace(
+        session, config=dataclasses.replace(session.config, reward=reward)
+    )
 
     def prepare(prompts: PromptSource) -> None:
         prompts.hold_back(reward.mixes, until_step=stage.general_from_step)
 
-    return run_rl(
-        session, stage, run_dir, init_from, reward=with_schedules(reward, stage), prepare=prepare
-    )
+    return run_rl(session, stage, run_dir, init_from, prepare=prepare)
 
 
 def with_schedules(reward: RewardConfig, stage: R1Stage4Config) -> RewardConfig:
-    """The same reward, whose models count from the stage's last steps on.
-
-    Raises:
-        ConfigError: no data set has a mix of its own, or a model's schedule is set twice.
-    """
-    if not reward.mixes:
-        raise ConfigError(
-            "stage=r1_stage4 tells general prompts from others by reward.mixes, which is empty. "
-            "Use reward=r1_stage4, or name the general data sets' own weights there"
-        )
-    twice = sorted(reward.models.keys() & reward.schedules.keys())
-    if twice:
-        raise ConfigError(
-            f"reward.schedules names {', '.join(twice)}, and in stage=r1_stage4 reward models "
-            "count in the last stage.preference_steps updates. Use reward=r1_stage4, which leaves "
-            "reward.schedules to the stage"
-        )
+    """The same reward, whose models count in the stage's last updates."""
     begin = {model: {stage.general_from_step: 1.0} for model in reward.models}
     return dataclasses.replace(reward, schedules={**reward.schedules, **begin})

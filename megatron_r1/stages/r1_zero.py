@@ -14,4 +14,4 @@ def run_r1_zero(
     session: Session, stage: R1ZeroConfig, run_dir: Path, init_from: Path | None
 ) -> MegatronStep:
     """Train, or go on training, in `run_dir`. Returns the policy as it ended."""
-    return run_rl(session, stage, run_dir, init_from, reward=session.config.reward)
+    return run_rl(session, stage, run_dir, init_from)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from megatron_r1.config.model import Head
 from megatron_r1.config.stage import RewardModelConfig
 from megatron_r1.data.examples import Example
 from megatron_r1.data.tokenizer import Tokenizer
@@ -12,14 +13,13 @@ from megatron_r1.errors import ConfigError
 from megatron_r1.parallel.exchange import on_main_rank
 from megatron_r1.stages.session import Session, check_not_past
 from megatron_r1.telemetry.files import write_json
+from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.reward_model import (
     RewardTask,
     heldout_metrics,
-    steps_in_epochs,
     train_reward_model,
 )
 from megatron_r1.trainers.supervised import SupervisedParts
-from megatron_r1.trainers.value_step import ValueStep
 
 RESULT = "eval/heldout.json"
 
@@ -32,9 +32,7 @@ def run_reward_model(
     task: RewardTask,
     *,
     read: Callable[[str, Tokenizer], list[Example]],
-    path: str,
-    heldout_path: str | None,
-) -> ValueStep:
+) -> MegatronStep:
     """Train, or go on training, in `run_dir`. Returns the model as it ended."""
     if init_from is None:
         raise ConfigError(
@@ -47,10 +45,10 @@ def run_reward_model(
     def examples_of(file: str) -> list[Example]:
         return session.without_long(read(file, tokenizer), file, max_tokens=stage.max_tokens)
 
-    examples = examples_of(path)
-    heldout = [] if heldout_path is None else examples_of(heldout_path)
-    num_steps = steps_in_epochs(stage, len(examples), task.examples_per_step)
-    step = session.value_step(tokenizer, config.optimizer)
+    examples = examples_of(stage.examples)
+    heldout = [] if stage.heldout is None else examples_of(stage.heldout)
+    num_steps = stage.num_steps(len(examples))
+    step = MegatronStep(session.policy(tokenizer, Head.scalar), config.optimizer)
     store = session.store(run_dir, stage, tokenizer)
     state = session.begin(store, step, init_from)
     check_not_past(state.step, num_steps, run_dir)

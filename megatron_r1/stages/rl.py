@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from megatron_r1.config.algo import PpoConfig
-from megatron_r1.config.reward import RewardConfig
 from megatron_r1.config.stage import R1ZeroConfig
 from megatron_r1.data.prompts import PromptSource, open_prompts
 from megatron_r1.errors import ConfigError
 from megatron_r1.models.weight_bank import WeightBank
+from megatron_r1.stages.rl_models import open_critic, open_reward_models
 from megatron_r1.stages.session import Session, check_not_past
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.rl import train_rl
@@ -23,7 +22,6 @@ def run_rl(
     run_dir: Path,
     init_from: Path | None,
     *,
-    reward: RewardConfig,
     prepare: Callable[[PromptSource], None] | None = None,
 ) -> MegatronStep:
     """Train, or go on training, in `run_dir`. Returns the policy as it ended.
@@ -52,13 +50,13 @@ def run_rl(
     policy = megatron_step.policy
     bank = WeightBank(policy)
     store = session.store(run_dir, stage, tokenizer)
-    critic = session.critic(config.algo) if isinstance(config.algo, PpoConfig) else None
+    critic = open_critic(session, tokenizer)
     state = session.begin(store, megatron_step, init_from, bank, critic)
     check_not_past(state.step, stage.num_steps, run_dir)
     if state.step >= stage.num_steps:
         return megatron_step
     with (
-        session.scorer(reward) as scorer,
+        session.scorer(config.reward) as scorer,
         session.recorder(
             run_dir, stage.name, first_step=state.step, num_steps=stage.num_steps
         ) as recorder,
@@ -69,7 +67,7 @@ def run_rl(
             engine=session.engine(policy, tokenizer),
             prompts=prompts,
             scorer=scorer,
-            reward_models=session.reward_models(reward, tokenizer),
+            reward_models=open_reward_models(session, tokenizer),
             store=store,
             recorder=recorder,
             job=session.job,

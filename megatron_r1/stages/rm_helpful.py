@@ -10,48 +10,48 @@ from megatron_r1.config.reward import Reads
 from megatron_r1.config.stage import RmHelpfulConfig
 from megatron_r1.data.examples import Example
 from megatron_r1.data.preferences import PreferencePair, read_preferences
-from megatron_r1.data.scored_rows import scored_row
+from megatron_r1.data.scored_rows import scored_row, summary_of
 from megatron_r1.data.templates import render
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.evaluation.ranking import pair_metrics
 from megatron_r1.stages.reward_model import run_reward_model
 from megatron_r1.stages.session import Session
+from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.reward_model import RewardTask
-from megatron_r1.trainers.value_step import ValueStep
 
 
 def run_rm_helpful(
     session: Session, stage: RmHelpfulConfig, run_dir: Path, init_from: Path | None
-) -> ValueStep:
+) -> MegatronStep:
     """It sees the summaries alone, so that thoughts are free to be what they have to be."""
     template = session.config.data.template
 
     def read(path: str, tokenizer: Tokenizer) -> list[Example]:
-        return [pair_rows(pair, template, tokenizer) for pair in read_preferences(path)]
+        return read_pairs(path, template, tokenizer)
 
-    return run_reward_model(
-        session,
-        stage,
-        run_dir,
-        init_from,
-        helpful_task(stage),
-        read=read,
-        path=stage.pairs,
-        heldout_path=stage.heldout_pairs,
-    )
+    return run_reward_model(session, stage, run_dir, init_from, helpful_task(stage), read=read)
 
 
 def helpful_task(stage: RmHelpfulConfig) -> RewardTask:
     return RewardTask(
-        loss=lambda num_pairs: partial(
+        loss=partial(
             scored_pairs_loss,
-            num_pairs=num_pairs,
+            num_pairs=stage.examples_per_step,
             centre_weight=stage.centre_weight,
             margin_weight=stage.margin_weight,
         ),
         measure=lambda scores_N2, _: pair_metrics(scores_N2[:, 0], scores_N2[:, 1]),
-        examples_per_step=stage.pairs_per_step,
     )
+
+
+def read_pairs(path: str, template: str, tokenizer: Tokenizer) -> list[Example]:
+    """Every pair of a file.
+
+    Raises:
+        DataError: a line is unusable, or its responses have one summary; ``file:line``.
+    """
+    pairs = read_preferences(path, part_read=summary_of)
+    return [pair_rows(pair, template, tokenizer) for pair in pairs]
 
 
 def pair_rows(pair: PreferencePair, template: str, tokenizer: Tokenizer) -> Example:

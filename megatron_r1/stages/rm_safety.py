@@ -18,39 +18,29 @@ from megatron_r1.errors import DataError
 from megatron_r1.evaluation.ranking import label_metrics
 from megatron_r1.stages.reward_model import run_reward_model
 from megatron_r1.stages.session import Session
+from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.reward_model import RewardTask
-from megatron_r1.trainers.value_step import ValueStep
 
 
 def run_rm_safety(
     session: Session, stage: RmSafetyConfig, run_dir: Path, init_from: Path | None
-) -> ValueStep:
+) -> MegatronStep:
     """It sees the whole response: harm may be in the thought."""
     template = session.config.data.template
 
     def read(path: str, tokenizer: Tokenizer) -> list[Example]:
         cases = read_labelled(path)
-        if path == stage.heldout_responses:
+        if path == stage.heldout:
             check_both_labels(cases, path)
         return [labelled_row(case, template, tokenizer) for case in cases]
 
-    return run_reward_model(
-        session,
-        stage,
-        run_dir,
-        init_from,
-        safety_task(stage),
-        read=read,
-        path=stage.responses,
-        heldout_path=stage.heldout_responses,
-    )
+    return run_reward_model(session, stage, run_dir, init_from, safety_task(stage), read=read)
 
 
 def safety_task(stage: RmSafetyConfig) -> RewardTask:
     return RewardTask(
-        loss=lambda count: partial(scored_points_loss, num_examples=count),
+        loss=partial(scored_points_loss, num_examples=stage.examples_per_step),
         measure=lambda scores_N1, labels_N1: label_metrics(scores_N1[:, 0], labels_N1[:, 0]),
-        examples_per_step=stage.responses_per_step,
     )
 
 

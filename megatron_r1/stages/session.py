@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_r1.checkpoint.hf_coverage import is_hf_directory, read_hf_head
+from megatron_r1.checkpoint.hf_coverage import is_hf_directory
 from megatron_r1.checkpoint.hf_load import load_hf_weights
 from megatron_r1.checkpoint.record import (
     TOKENIZER,
-    read_state,
     resolve_checkpoint,
-    saved_head,
 )
 from megatron_r1.checkpoint.store import CheckpointStore, LoopState, load_weights
-from megatron_r1.config.algo import PpoConfig
 from megatron_r1.config.model import Head
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.reward import RewardConfig
@@ -27,7 +23,7 @@ from megatron_r1.config.run import RunConfig
 from megatron_r1.config.stage import StageConfig
 from megatron_r1.data.examples import Example, without_long
 from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer
-from megatron_r1.errors import CheckpointError, ConfigError
+from megatron_r1.errors import ConfigError
 from megatron_r1.models.policy import Policy
 from megatron_r1.models.weight_bank import WeightBank
 from megatron_r1.parallel.exchange import on_every_rank, on_main_rank
@@ -37,23 +33,20 @@ from megatron_r1.platform.node_check import check_nodes, host_name
 from megatron_r1.rewards.scorer import RewardScorer
 from megatron_r1.rollout.engine import RolloutEngine
 from megatron_r1.rollout.inprocess import InProcessEngine
+from megatron_r1.rollout.remote_servers import RemoteServers
 from megatron_r1.rollout.servers import Servers
 from megatron_r1.rollout.sglang import SglangEngine
 from megatron_r1.signals import terminate_later
+from megatron_r1.stages.rollout_engine import rollout_servers, weight_transport
 from megatron_r1.telemetry.recorder import Recorder
+from megatron_r1.telemetry.restarts import name_of_start
 from megatron_r1.telemetry.run_dir import RunDir
 from megatron_r1.telemetry.watchdog import Watchdog
 from megatron_r1.trainers.critic import Critic
 from megatron_r1.trainers.job import Job
 from megatron_r1.trainers.megatron_step import MegatronStep
-from megatron_r1.trainers.reward_parts import RewardModels
-from megatron_r1.trainers.value_step import ValueStep
-from megatron_r1.weights.directory_transport import DirectoryTransport
 from megatron_r1.weights.publish import Publisher
 from megatron_r1.weights.transport import WeightTransport
-
-ENGINE = "engine"
-"""Folder of the run directory: logs of the rollout servers, and the weights on their way there."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +58,10 @@ class Session:
     layout: Layout
     run_dir: Path
     job: Job
-    servers: Servers | None = None
+    servers: Servers | RemoteServers | None = None
     """On the main rank, where rollouts come from servers; none is started before it is needed."""
+    opened: ExitStack = field(default_factory=ExitStack)
+    """What is closed at the end of the session, before the servers end."""
 
     def policy(self, tokenizer: Tokenizer, head: Head = Head.vocabulary) -> Policy:
         """A policy with weights drawn from the run's seed."""
@@ -78,46 +73,6 @@ class Session:
         self, tokenizer: Tokenizer, optimizer: OptimizerConfig, *, mtp_loss: float
     ) -> MegatronStep:
         return MegatronStep(self.policy(tokenizer), optimizer, mtp_loss=mtp_loss)
-
-    def value_step(self, tokenizer: Tokenizer, optimizer: OptimizerConfig) -> ValueStep:
-        return ValueStep(self.policy(tokenizer, Head.scalar), optimizer)
-
-    def reward_models(self, config: RewardConfig, tokenizer: Tokenizer) -> RewardModels | None:
-        """The models of `config.models`, in host memory; None without any.
-
-        Raises:
-            CheckpointError: a model is none with a scalar head, or not of the policy's shape.
-            ConfigError: it has another tokenizer.
-        """
-        if not config.models:
-            return None
-        shell = self.policy(tokenizer, Head.scalar)
-        bank = WeightBank(shell)
-        for name, model_dir in config.models.items():
-            path = Path(model_dir)
-            check_reward_model(path)
-            if not self.tokenizer_of(path).has_vocabulary_of(tokenizer):
-                raise ConfigError(
-                    f"reward.models.{name} = {path} has another tokenizer than the policy. "
-                    "Train a reward model from a checkpoint with the policy's"
-                )
-            self.load(shell, path)
-            bank.store(name)
-        bank.give_up_own()
-        return RewardModels(shell, bank, config, tokenizer)
-
-    def critic(self, config: PpoConfig) -> Critic:
-        """The policy's architecture with a scalar head, and an optimizer of its own."""
-        run = self.config
-        policy = Policy(
-            run.model,
-            self.layout,
-            run.precision,
-            self.host,
-            seed=run.run.seed,
-            head=Head.scalar,
-        )
-        return Critic(value_step=ValueStep(policy, config.critic_optimizer), config=config)
 
     def engine(
         self, policy: Policy, tokenizer: Tokenizer, transport: WeightTransport | None = None
@@ -136,17 +91,13 @@ class Session:
                 max_prefill_tokens=self.config.parallel.max_tokens_per_microbatch,
             )
         if transport is None:
-            transport = self.directory_transport(policy, tokenizer)
+            transport = weight_transport(policy, tokenizer, config, self.run_dir)
         publisher = Publisher(transport, self.servers, config)
-        return SglangEngine(config, policy.config, self.layout, tokenizer, publisher, self.servers)
-
-    def directory_transport(self, policy: Policy, tokenizer: Tokenizer) -> DirectoryTransport:
-        return DirectoryTransport(
-            policy,
-            tokenizer,
-            self.run_dir / ENGINE / "weights",
-            timeout_s=self.config.rollout.publish_timeout_s,
+        engine = SglangEngine(
+            config, policy.config, self.layout, tokenizer, publisher, self.servers
         )
+        self.opened.callback(engine.close)
+        return engine
 
     def store(self, run_dir: Path, stage: StageConfig, tokenizer: Tokenizer) -> CheckpointStore:
         return CheckpointStore(
@@ -227,15 +178,16 @@ class Session:
     ) -> LoopState:
         """Go on from the run's last checkpoint, or start from `init_from` if it has none."""
         latest = store.latest()
-        value_step = None if critic is None else critic.value_step
+        critic_step = None if critic is None else critic.megatron_step
         if latest is None:
             self.start_from(megatron_step, init_from)
             if critic is not None:
                 own = critic.config.critic_init_from
-                self.start_from(value_step, init_from if own is None else Path(own))
+                self.start_from(critic_step, init_from if own is None else Path(own))
+            store.keep_scales(init_from)
             return LoopState()
         trained = megatron_step.policy, megatron_step.optimizer
-        state = store.load(latest, *trained, bank, value_step)
+        state = store.load(latest, *trained, bank, critic_step)
         self.say(f"{self.config.stage.name}: resuming after step {state.step}")
         return state
 
@@ -295,7 +247,11 @@ def open_reader(config: RunConfig) -> Iterator[Session]:
             stragglers_every_steps=config.telemetry.stragglers_every_steps,
         )
         try:
-            with rollout_servers(config, host) as servers, terminate_later():
+            with (
+                rollout_servers(config, host) as servers,
+                ExitStack() as opened,
+                terminate_later(),
+            ):
                 yield Session(
                     config=config,
                     host=host,
@@ -303,59 +259,13 @@ def open_reader(config: RunConfig) -> Iterator[Session]:
                     run_dir=config.run.dir,
                     job=job,
                     servers=servers,
+                    opened=opened,
                 )
         finally:
             leave_layout()
     finally:
         stop_process_group()
         watchdog.stop()
-
-
-def name_of_start() -> str:
-    """Of one start of a run, for what is kept of each: Slurm's job and restart, or the time."""
-    if "SLURM_JOB_ID" in os.environ:
-        restart = os.environ.get("SLURM_RESTART_COUNT", "0")
-        return f"{os.environ['SLURM_JOB_ID']}-restart{restart}"
-    return time.strftime("%Y%m%d-%H%M%S")
-
-
-def check_reward_model(path: Path) -> None:
-    """Refuse a language model, whose scores would be those of a head that has learned nothing."""
-    is_hf = is_hf_directory(path)
-    head = read_hf_head(path) if is_hf else saved_head(read_state(resolve_checkpoint(path)))
-    if head is not Head.scalar:
-        raise CheckpointError(
-            f"{path} is a language model, and a reward model is asked for. Train one with "
-            "stage=rm_helpful or stage=rm_safety"
-        )
-
-
-@contextmanager
-def rollout_servers(config: RunConfig, host: Host) -> Iterator[Servers | None]:
-    """Servers on the main rank, where the configuration wants any; they end with the block."""
-    if not isinstance(config.rollout, SglangConfig):
-        yield None
-        return
-    opened: list[Servers] = []
-
-    def open_them() -> None:
-        opened.append(
-            Servers(
-                config.rollout,
-                config.model,
-                dtype=config.precision.dtype.value,
-                log_dir=config.run.dir / ENGINE,
-                on_cuda=host.is_cuda,
-                show_progress=config.telemetry.progress,
-            )
-        )
-
-    on_main_rank(open_them)
-    try:
-        yield opened[0] if opened else None
-    finally:
-        for servers in opened:
-            servers.close()
 
 
 def check_not_past(step: int, num_steps: int, run_dir: Path) -> None:

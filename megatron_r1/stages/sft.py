@@ -20,8 +20,8 @@ def run_sft(
     session: Session, stage: SftConfig, run_dir: Path, init_from: Path | None
 ) -> MegatronStep:
     """Train, or go on training, in `run_dir`. Returns the model as it ended."""
-    heldout = None if stage.heldout_samples is None else Path(stage.heldout_samples)
-    return fine_tune(session, stage, run_dir, init_from, Path(stage.samples), heldout)
+    heldout = None if stage.heldout is None else Path(stage.heldout)
+    return fine_tune(session, stage, run_dir, init_from, Path(stage.examples), heldout)
 
 
 def fine_tune(

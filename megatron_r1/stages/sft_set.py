@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from megatron_r1.checkpoint.hf_coverage import is_hf_directory
 from megatron_r1.checkpoint.record import read_state, resolve_checkpoint
+from megatron_r1.config.judge import JudgeConfig
 from megatron_r1.data.curation.lineage import Lineage
 from megatron_r1.data.rejection import count_reasons, selection_table, split_heldout
 from megatron_r1.errors import DataError
@@ -15,6 +17,7 @@ from megatron_r1.stages.collect import write_lines
 from megatron_r1.telemetry.files import write_json
 from megatron_r1.types import Prompt
 
+Endpoint = TypeVar("Endpoint", bound=JudgeConfig)
 TRAIN, HELDOUT, DROPPED = "train.jsonl", "heldout.jsonl", "dropped.jsonl"
 MANIFEST = "manifest.json"
 """Written last: where it is, the others are whole."""
@@ -46,6 +49,13 @@ def version_of(model_dir: Path) -> int:
     if is_hf_directory(model_dir):
         return 0
     return int(read_state(resolve_checkpoint(model_dir))["loop"]["step"])
+
+
+def with_cache(config: Endpoint, path: Path) -> Endpoint:
+    """The same endpoint, whose replies are kept: a run started again finds the same set."""
+    if config.cache_path is not None:
+        return config
+    return dataclasses.replace(config, cache_path=str(path))
 
 
 def write_set(

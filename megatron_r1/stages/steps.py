@@ -52,6 +52,8 @@ def plan_steps(config: RunConfig, world_size: int) -> list[Step]:
         for source in sources.values():
             step, _, file = source.partition(":")
             wanted.setdefault(step, []).append(file or MODEL)
+    for name in stage.columns.values():
+        wanted.setdefault(name, []).append(MODEL)
     steps: list[Step] = []
     for name in [*stage.given, *stage.steps]:
         if name in stage.steps:

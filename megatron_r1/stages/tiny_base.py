@@ -47,6 +47,7 @@ def run_tiny_base(session: Session, stage: TinyBaseConfig, run_dir: Path) -> Meg
     if state.step >= stage.num_steps:
         return megatron_step
     examples = [(response_row(prompt, response, tokenizer),) for prompt, response in documents]
+    loss = megatron_step.on_logprobs(sft_loss)
     with session.recorder(
         run_dir, "tiny_base", first_step=state.step, num_steps=stage.num_steps
     ) as recorder:
@@ -54,7 +55,7 @@ def run_tiny_base(session: Session, stage: TinyBaseConfig, run_dir: Path) -> Meg
         def update_of(step: int) -> Update:
             chosen = draw_at_random(examples, stage.sequences_per_step, (config.run.seed, step))
             batch = own_share(chosen, session.layout.dp)
-            return Update(batch=batch, loss=sft_loss, num_sequences=len(chosen))
+            return Update(batch=batch, loss=loss, num_sequences=len(chosen))
 
         train_supervised(
             SupervisedParts(

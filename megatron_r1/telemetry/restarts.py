@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -62,3 +64,11 @@ def _read(record: Path) -> list[dict]:
         except json.JSONDecodeError:
             continue  # torn by a kill
     return rows
+
+
+def name_of_start() -> str:
+    """Of one start of a run, for what is kept of each: Slurm's job and restart, or the time."""
+    if "SLURM_JOB_ID" in os.environ:
+        restart = os.environ.get("SLURM_RESTART_COUNT", "0")
+        return f"{os.environ['SLURM_JOB_ID']}-restart{restart}"
+    return time.strftime("%Y%m%d-%H%M%S")

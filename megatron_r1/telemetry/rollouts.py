@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_r1.telemetry.files import replace_file
-from megatron_r1.types import ScoredGroup
+from megatron_r1.types import ScoredGroup, spans
 
 
 def write_rollouts(
@@ -51,4 +51,5 @@ def _records(scored: ScoredGroup) -> Iterator[dict[str, Any]]:
             "finish_reason": rollout.finish_reason.value,
             "tokens": len(rollout.token_ids),
             "weight_version": rollout.weight_version,
+            "version_spans": [[span.version, span.start, span.stop] for span in spans(rollout)],
         }

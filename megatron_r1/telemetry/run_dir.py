@@ -39,7 +39,7 @@ _MAY_CHANGE_GROUPS = (
 _MAY_CHANGE = (
     ".num_steps",
     ".num_epochs",
-    ".heldout_pairs",
+    ".heldout",
     ".checkpoint_every_steps",
     ".keep_checkpoints",
     "run.name",

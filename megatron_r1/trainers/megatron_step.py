@@ -8,9 +8,7 @@ end, which is left out here.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,26 +23,18 @@ from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from torch import Tensor
 
-from megatron_r1.algos.logprobs import align_to_tokens, next_tokens, target_logprobs
-from megatron_r1.algos.mtp import mtp_loss
-from megatron_r1.algos.reduce import mean_parts
 from megatron_r1.config.optimizer import OptimizerConfig
+from megatron_r1.errors import ConfigError
 from megatron_r1.models.policy import Policy
 from megatron_r1.models.stream import TokenStream
-from megatron_r1.trainers.micro_batches import (
-    OnMicroBatch,
-    forward_rows,
-    plan_micro_batches,
-    run_micro_batches,
-)
-from megatron_r1.types import LossOutput, MicroBatch, StepResult, TrainBatch
-
-TokenLoss = Callable[[Tensor, MicroBatch], LossOutput]
-"""(logprobs_T, micro-batch) -> this micro-batch's share of the step's loss."""
+from megatron_r1.parallel.layout import Axis
+from megatron_r1.trainers.micro_batches import OnMicroBatch, plan_micro_batches, run_micro_batches
+from megatron_r1.trainers.output_losses import OutputLoss, TokenLoss, on_logprobs
+from megatron_r1.types import MicroBatch, StepResult, TrainBatch
 
 
 class MegatronStep:
-    """A policy with gradients and an optimizer."""
+    """A model with gradients and an optimizer."""
 
     def __init__(
         self, policy: Policy, optimizer: OptimizerConfig, *, mtp_loss: float = 0.0
@@ -66,14 +56,21 @@ class MegatronStep:
         self._clip_grad = optimizer.clip_grad
         config.finalize_model_grads_func = _sum_gradients
 
+    def on_logprobs(self, loss: TokenLoss, *, temperature: float = 1.0) -> OutputLoss:
+        """A loss of this policy's log-probabilities, and of its prediction layers where they run.
+
+        Args:
+            temperature: what the rows were sampled with.
+        """
+        return on_logprobs(loss, self.policy, temperature=temperature, mtp_weight=self._mtp_loss)
+
     def train_step(
         self,
         batch: TrainBatch,
-        loss: TokenLoss,
+        loss: OutputLoss,
         *,
         lr: float,
         num_sequences: int,
-        temperature: float = 1.0,
         on_micro_batch: OnMicroBatch | None = None,
     ) -> StepResult:
         """One update from this replica's rows; every rank of the job calls it.
@@ -81,10 +78,9 @@ class MegatronStep:
         Args:
             lr: learning rate of this update.
             num_sequences: rows of the whole step, over all replicas.
-            temperature: what the rows were sampled with.
         """
         expert_biases = [(bias, bias.clone()) for bias in self._expert_biases()]
-        outputs = self.accumulate_gradients(batch, loss, num_sequences, temperature, on_micro_batch)
+        outputs = self.accumulate_gradients(batch, loss, num_sequences, on_micro_batch)
         grad_norm, skipped = self._update(lr)
         if skipped:  # Megatron has moved them with the token counts of this step
             for bias, before in expert_biases:
@@ -100,9 +96,8 @@ class MegatronStep:
     def accumulate_gradients(
         self,
         batch: TrainBatch,
-        loss: TokenLoss,
+        loss: OutputLoss,
         num_sequences: int,
-        temperature: float = 1.0,
         on_micro_batch: OnMicroBatch | None = None,
     ) -> list[dict[str, Any]]:
         """Leave the gradient of the whole step in Megatron's buffers, each rank its shard.
@@ -117,7 +112,7 @@ class MegatronStep:
         def finish(
             output: Tensor, micro: MicroBatch, stream: TokenStream
         ) -> tuple[Tensor, dict[str, Any]]:
-            result = self._loss(output, micro, stream, loss, temperature)
+            result = loss(output, micro, stream)
             # A denominator of 0 marks a sum.
             none = torch.zeros_like(result.loss)
             num_tokens = micro.tokens_T.numel() - micro.num_padding
@@ -134,86 +129,9 @@ class MegatronStep:
             finish,
             num_sequences=num_sequences,
             with_mtp=self._mtp_loss > 0,
+            wants_hidden=loss.reads_hidden,
             on_micro_batch=on_micro_batch,
         )
-
-    def logprobs(
-        self,
-        batch: TrainBatch,
-        *,
-        temperature: float = 1.0,
-        on_micro_batch: OnMicroBatch | None = None,
-    ) -> list[Tensor]:
-        """Log-probability of every token of every row, without gradients.
-
-        Returns: for each row logprobs_L, nats, float32; zeros on stages before the last, where
-            nobody reads them.
-        """
-
-        return forward_rows(
-            self.policy,
-            self.chunks,
-            batch,
-            lambda logits_tv, micro, stream: self._logprobs(logits_tv, micro, stream, temperature)[
-                0
-            ],
-            on_micro_batch=on_micro_batch,
-        )
-
-    def _loss(
-        self,
-        logits_tv: Tensor,
-        micro: MicroBatch,
-        stream: TokenStream,
-        loss: TokenLoss,
-        temperature: float,
-    ) -> LossOutput:
-        """The loss of a micro-batch, from the logits of the tokens that this rank holds."""
-        logprobs_T, entropy_T = self._logprobs(logits_tv, micro, stream, temperature)
-        if micro.logprobs_old_T is None:
-            micro = dataclasses.replace(micro, logprobs_old_T=logprobs_T.detach())
-        output = loss(logprobs_T, micro)
-        metrics = dict(output.metrics)
-        total = output.loss
-        if stream.logits_ahead:
-            ahead = self._mtp_output(micro, stream, temperature)
-            total = total + ahead.loss
-            metrics |= ahead.metrics
-        metrics["algo/entropy"] = mean_parts(entropy_T[micro.loss_mask_T])
-        return LossOutput(loss=total, metrics=metrics)
-
-    def _mtp_output(self, micro: MicroBatch, stream: TokenStream, temperature: float) -> LossOutput:
-        logprobs_KT = [
-            self._logprobs(logits_tv, micro, stream, temperature, steps=depth + 1)[0]
-            for depth, logits_tv in enumerate(stream.logits_ahead, start=1)
-        ]
-        return mtp_loss(logprobs_KT, micro, weight=self._mtp_loss)
-
-    def _logprobs(
-        self,
-        logits_tv: Tensor,
-        micro: MicroBatch,
-        stream: TokenStream,
-        temperature: float,
-        *,
-        steps: int = 1,
-    ) -> tuple[Tensor, Tensor]:
-        """logprobs_T and entropy_T of all tokens of the micro-batch, on every context rank; from
-        the logits of the tokens that this one holds, each of which predicts `steps` ahead."""
-        tp = self.policy.layout.tp
-        logprobs_t, entropy_t = target_logprobs(
-            logits_tv,
-            stream.take(next_tokens(micro.tokens_T, steps=steps), fill=0),
-            temperature=temperature,
-            vocab_start=tp.rank * logits_tv.shape[-1],
-            vocab_size=self.policy.config.vocab_size,
-            group=tp.group if tp.size > 1 else None,
-        )
-        logprobs_T, entropy_T = (
-            align_to_tokens(stream.join(values_t), micro.positions_T, steps=steps)
-            for values_t in (logprobs_t, entropy_t)
-        )
-        return logprobs_T, entropy_T
 
     @torch.no_grad()
     def _update(self, lr: float) -> tuple[float, bool]:
@@ -238,29 +156,59 @@ class MegatronStep:
         layout = self.policy.layout
         metrics: list[dict[str, float] | None] = [None]
         if layout.is_last_stage:
-            names = sorted(outputs[0])
-            sums = torch.stack(
-                [
-                    torch.stack([torch.stack(output[name]) for output in outputs]).sum(0)
-                    for name in names
-                ]
-            ).double()
-            dist.all_reduce(sums, group=layout.dp.group)
-            metrics = [
-                {
-                    name: numerator / denominator if denominator else numerator
-                    for name, (numerator, denominator) in zip(names, sums.tolist(), strict=True)
-                }
-            ]
+            metrics = [_over_replicas(outputs, layout.dp)]
         if layout.pp.size > 1:
             last = dist.get_global_rank(layout.pp.group, layout.pp.size - 1)
             dist.broadcast_object_list(metrics, src=last, group=layout.pp.group)
         return metrics[0]
 
 
+def _over_replicas(outputs: list[dict[str, Any]], dp: Axis) -> dict[str, float]:
+    """Metrics of the step from those of this replica's micro-batches."""
+    names = sorted(outputs[0])
+    maxima = [name for name in names if name.endswith("_max")]
+    names = [name for name in names if name not in maxima]
+    sums = torch.stack(
+        [torch.stack([torch.stack(output[name]) for output in outputs]).sum(0) for name in names]
+    ).double()
+    dist.all_reduce(sums, group=dp.group)
+    metrics = {
+        name: numerator / denominator if denominator else numerator
+        for name, (numerator, denominator) in zip(names, sums.tolist(), strict=True)
+    }
+    if maxima:
+        largest = torch.stack(
+            [torch.stack([output[name][0] for output in outputs]).max() for name in maxima]
+        ).double()
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=dp.group)
+        metrics |= dict(zip(maxima, largest.tolist(), strict=True))
+    return metrics
+
+
 def _sum_gradients(model: list[Any], num_tokens: Tensor | None, **kwargs: Any) -> None:
     """Megatron's reduction over ranks, without its division by a token count."""
     finalize_model_grads(model, None, **kwargs)
+
+
+def _moment_fields(config: OptimizerConfig, policy: Policy) -> dict[str, Any]:
+    """Fields for moments in bfloat16.
+
+    Raises:
+        ConfigError: there is no optimizer here that holds them so.
+    """
+    if not config.bf16_moments:
+        return {}
+    if policy.parts.name != "transformer_engine":
+        raise ConfigError(
+            f"optimizer.bf16_moments with {policy.parts.name} layers: only Transformer Engine's "
+            "Adam holds moments in bfloat16. On a GPU machine: pip install -e '.[gpu]'. Without: "
+            "optimizer.bf16_moments=false"
+        )
+    return dict(
+        use_precision_aware_optimizer=True,
+        exp_avg_dtype=torch.bfloat16,
+        exp_avg_sq_dtype=torch.bfloat16,
+    )
 
 
 def _megatron_optimizer_config(config: OptimizerConfig, policy: Policy) -> MegatronOptimizerConfig:
@@ -276,4 +224,5 @@ def _megatron_optimizer_config(config: OptimizerConfig, policy: Policy) -> Megat
         bf16=policy.dtype is torch.bfloat16,
         params_dtype=policy.dtype,
         use_distributed_optimizer=True,
+        **_moment_fields(config, policy),
     )

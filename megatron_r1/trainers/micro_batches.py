@@ -1,7 +1,7 @@
 """A batch through Megatron-Core's schedules: rows to micro-batches, forward, and backward if asked.
 
-What is made of a micro-batch's output is the caller's: `megatron_step.py` for language models,
-`value_step.py` for those with a scalar head.
+What is made of a micro-batch's output is the caller's: `output_losses.py` has losses,
+`forward_passes.py` numbers for every token.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def run_micro_batches(
     *,
     num_sequences: int = 1,
     with_mtp: bool = False,
+    wants_hidden: bool = False,
     forward_only: bool = False,
     on_micro_batch: OnMicroBatch | None = None,
 ) -> list[dict[str, Any]]:
@@ -44,6 +45,7 @@ def run_micro_batches(
     Args:
         chunks: the policy's, or wrappers around them (Megatron's DDP).
         bins: of `plan_micro_batches`.
+        wants_hidden: the output is hidden states in place of logits.
     Returns: the outputs of `finish`, one for each micro-batch on the last stage, none before it.
     """
     chunks = list(chunks)
@@ -54,7 +56,9 @@ def run_micro_batches(
     def forward_step(micros: Iterator[MicroBatch], chunk: torch.nn.Module) -> Any:
         nonlocal done
         micro = next(micros)
-        stream = policy.training_stream(micro, num_sequences, with_mtp=with_mtp)
+        stream = policy.training_stream(
+            micro, num_sequences, with_mtp=with_mtp, wants_hidden=wants_hidden
+        )
         output = policy.forward(stream.take(micro.tokens_T, fill=0), stream, chunk=chunk)
         if chunk is chunks[-1]:
             done += 1
@@ -80,10 +84,10 @@ def run_micro_batches(
 
 def forward_rows(
     policy: Policy,
-    chunks: Sequence[torch.nn.Module],
     batch: TrainBatch,
     per_token: Callable[[Tensor, MicroBatch, TokenStream], Tensor],
     *,
+    wants_hidden: bool = False,
     on_micro_batch: OnMicroBatch | None = None,
 ) -> list[Tensor]:
     """A number for every token of every row, without gradients.
@@ -102,7 +106,14 @@ def forward_rows(
     bins = plan_micro_batches(policy, batch)
     with policy.inference():
         outputs = run_micro_batches(
-            policy, chunks, batch, bins, finish, forward_only=True, on_micro_batch=on_micro_batch
+            policy,
+            policy.chunks,
+            batch,
+            bins,
+            finish,
+            wants_hidden=wants_hidden,
+            forward_only=True,
+            on_micro_batch=on_micro_batch,
         )
     by_row = [torch.zeros_like(row.tokens_L, dtype=torch.float32) for row in batch.rows]
     for rows, output in zip(bins, outputs, strict=policy.layout.is_last_stage):

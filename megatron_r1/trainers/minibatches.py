@@ -10,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from megatron_r1.algos.advantages import group_advantages
 from megatron_r1.algos.reduce import token_weight
@@ -38,13 +40,13 @@ def train_rows(scored: Sequence[ScoredGroup], config: AlgoConfig) -> list[TrainR
     rewards_PG = torch.tensor([[r.total for r in group.rewards] for group in scored])
     advantages_PG = group_advantages(rewards_PG, config=config).tolist()
     return [
-        _row(group.group.prompt, rollout, advantage)
+        _row(group.group.prompt, rollout, advantage, config)
         for group, advantages_G in zip(scored, advantages_PG, strict=True)
         for rollout, advantage in zip(group.group.rollouts, advantages_G, strict=True)
     ]
 
 
-def _row(prompt: Prompt, rollout: Rollout, advantage: float) -> TrainRow:
+def _row(prompt: Prompt, rollout: Rollout, advantage: float, config: AlgoConfig) -> TrainRow:
     """Prompt and response end to end; the loss is taken on what the policy sampled."""
     num_prompt = len(prompt.token_ids)
     tokens_L = torch.tensor(prompt.token_ids + rollout.token_ids)
@@ -54,7 +56,26 @@ def _row(prompt: Prompt, rollout: Rollout, advantage: float) -> TrainRow:
         group=prompt.draw,
         advantage=advantage,
         logprobs_rollout_L=torch.tensor((0.0,) * num_prompt + rollout.logprobs),
+        **_kept_tokens(rollout, num_prompt),
+        routed_experts_LMK=_routed_experts(rollout) if config.replay_routing else None,
     )
+
+
+def _kept_tokens(rollout: Rollout, num_prompt: int) -> dict[str, Tensor]:
+    """What the engine's probabilities are among, the trainer's are among, too."""
+    if rollout.kept_tokens is None:
+        return {}
+    counts = [0] * num_prompt + [len(kept) for kept in rollout.kept_tokens]
+    ids = list(chain.from_iterable(rollout.kept_tokens))
+    return {"kept_counts_L": torch.tensor(counts), "kept_ids_J": torch.tensor(ids)}
+
+
+def _routed_experts(rollout: Rollout) -> Tensor | None:
+    """Token-aligned: the last token went through no pass of the engine."""
+    if rollout.routed_experts is None:
+        return None
+    passes_LMK = torch.from_numpy(rollout.routed_experts.astype(np.int16))
+    return torch.nn.functional.pad(passes_LMK, (0, 0, 0, 0, 0, 1), value=-1)
 
 
 def split_phase(

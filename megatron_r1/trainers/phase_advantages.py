@@ -48,7 +48,7 @@ def complete_advantages(
 def _with_gae(row: TrainRow, config: PpoConfig) -> TrainRow:
     """Advantages and returns of a rollout from its critic's values; what stood for its advantage is
     its reward, which comes with the last token."""
-    assert row.values_L is not None, "before the critic has seen it"
+    assert row.values_old_L is not None, "before the critic has seen it"
     sampled_L = row.loss_mask_L
     rewards_L = torch.zeros(row.num_tokens)
     if config.kl_beta > 0 and config.kl_place is KlPlace.token_reward:
@@ -57,7 +57,7 @@ def _with_gae(row: TrainRow, config: PpoConfig) -> TrainRow:
     advantages_L, returns_L = torch.zeros(2, row.num_tokens)
     advantages_L[sampled_L], returns_L[sampled_L] = gae(
         rewards_L[sampled_L],
-        row.values_L.cpu()[sampled_L],
+        row.values_old_L.cpu()[sampled_L],
         discount=config.discount,
         lam=config.gae_lambda,
     )

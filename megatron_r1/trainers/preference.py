@@ -14,16 +14,11 @@ from megatron_r1.config.algo import DpoConfig
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.stage import DpoStageConfig
 from megatron_r1.data.examples import Example
+from megatron_r1.models.policy import Policy
 from megatron_r1.models.weight_bank import WeightBank
 from megatron_r1.parallel.exchange import broadcast_object, sum_pairs
-from megatron_r1.trainers.megatron_step import MegatronStep
-from megatron_r1.trainers.supervised import (
-    SupervisedParts,
-    Update,
-    draw_examples,
-    own_share,
-    train_supervised,
-)
+from megatron_r1.trainers.forward_passes import row_logprobs
+from megatron_r1.trainers.supervised import SupervisedParts, own_share, train_on_examples
 from megatron_r1.types import TrainBatch
 
 
@@ -46,27 +41,30 @@ def train_dpo(
         parts: with a bank whose reference is the policy before its first update.
         pairs: of a chosen and a rejected row each.
     """
-    bank, stage, megatron_step = parts.bank, config.stage, parts.megatron_step
+    bank, stage, policy = parts.bank, config.stage, parts.megatron_step.policy
     assert bank is not None and REFERENCE in bank, "the stage stores it, or loads it"
 
-    def update_of(step: int) -> Update:
-        drawn = draw_examples(pairs, step, stage.pairs_per_step, config.seed)
-        batch = own_share(drawn, megatron_step.policy.layout.dp)
+    def complete(batch: TrainBatch) -> TrainBatch:
         with parts.recorder.timed("time/logprobs_s"):
-            batch = with_reference(batch, megatron_step, bank)
-        loss = partial(dpo_pair_loss, config=config.algo, num_pairs=len(drawn))
-        return Update(batch=batch, loss=loss, num_sequences=2 * len(drawn))
+            return with_reference(batch, policy, bank)
 
-    num_steps = stage.num_steps(len(pairs))
-    return train_supervised(
-        parts, stage, config.optimizer, state, num_steps=num_steps, update_of=update_of
+    loss = partial(dpo_pair_loss, config=config.algo, num_pairs=stage.examples_per_step)
+    return train_on_examples(
+        parts,
+        stage,
+        config.optimizer,
+        pairs,
+        state,
+        parts.megatron_step.on_logprobs(loss),
+        seed=config.seed,
+        complete=complete,
     )
 
 
-def with_reference(batch: TrainBatch, megatron_step: MegatronStep, bank: WeightBank) -> TrainBatch:
+def with_reference(batch: TrainBatch, policy: Policy, bank: WeightBank) -> TrainBatch:
     """The same rows with the reference's log-probabilities."""
     with bank.use(REFERENCE):
-        reference = megatron_step.logprobs(batch)
+        reference = row_logprobs(policy, batch)
     rows = tuple(
         dataclasses.replace(row, logprobs_ref_L=ref_L)
         for row, ref_L in zip(batch.rows, reference, strict=True)
@@ -74,16 +72,14 @@ def with_reference(batch: TrainBatch, megatron_step: MegatronStep, bank: WeightB
     return dataclasses.replace(batch, rows=rows)
 
 
-def share_ordered_right(
-    pairs: Sequence[Example], megatron_step: MegatronStep, bank: WeightBank
-) -> float:
+def share_ordered_right(pairs: Sequence[Example], policy: Policy, bank: WeightBank) -> float:
     """The share of pairs whose chosen response has gained more on the reference than the rejected
     one, in log-probability; the same on every rank."""
-    layout = megatron_step.policy.layout
-    batch = with_reference(own_share(pairs, layout.dp), megatron_step, bank)
+    layout = policy.layout
+    batch = with_reference(own_share(pairs, layout.dp), policy, bank)
     gains = [
         float((policy_L - row.logprobs_ref_L)[row.loss_mask_L].sum())
-        for row, policy_L in zip(batch.rows, megatron_step.logprobs(batch), strict=True)
+        for row, policy_L in zip(batch.rows, row_logprobs(policy, batch), strict=True)
     ]
     right = sum(chosen > rejected for chosen, rejected in zip(gains[::2], gains[1::2], strict=True))
     share = sum_pairs({"right": (float(right), len(gains) / 2)}, layout.dp)["right"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,26 +14,19 @@ from megatron_r1.config.stage import RewardModelConfig
 from megatron_r1.data.examples import Example
 from megatron_r1.models.policy import Policy
 from megatron_r1.parallel.exchange import all_gather_objects
-from megatron_r1.trainers.megatron_step import TokenLoss
-from megatron_r1.trainers.supervised import (
-    SupervisedParts,
-    Update,
-    draw_examples,
-    own_share,
-    train_supervised,
-)
-from megatron_r1.trainers.value_step import row_scores
+from megatron_r1.trainers.forward_passes import row_scores
+from megatron_r1.trainers.output_losses import TokenLoss, on_values
+from megatron_r1.trainers.supervised import SupervisedParts, own_share, train_on_examples
 
 
 @dataclass(frozen=True)
 class RewardTask:
     """What sets the kinds of reward models apart."""
 
-    loss: Callable[[int], TokenLoss]
-    """Of a step with so many examples."""
+    loss: TokenLoss
+    """Of a step with `stage.examples_per_step`."""
     measure: Callable[[Tensor, Tensor], dict[str, float]]
     """Of held-out examples: (scores, labels), each with a row an example."""
-    examples_per_step: int
 
 
 def train_reward_model(
@@ -49,35 +41,25 @@ def train_reward_model(
     seed: int,
 ) -> LoopState:
     """Go on from `state` to the end of the last epoch. Every rank of the job calls it."""
-    megatron_step, count = parts.megatron_step, task.examples_per_step
-    num_steps = steps_in_epochs(stage, len(examples), count)
-
-    def update_of(step: int) -> Update:
-        drawn = draw_examples(examples, step, count, seed)
-        batch = own_share(drawn, megatron_step.policy.layout.dp)
-        return Update(batch=batch, loss=task.loss(count), num_sequences=count * len(drawn[0]))
+    policy, num_steps = parts.megatron_step.policy, stage.num_steps(len(examples))
 
     def measured_after(step: int) -> dict[str, float]:
         if not heldout or (step % stage.evaluate_every_steps and step < num_steps):
             return {}
         with parts.recorder.timed("time/evaluation_s"):
-            found = heldout_metrics(megatron_step.policy, heldout, task)
+            found = heldout_metrics(policy, heldout, task)
         return {f"heldout/{name}": value for name, value in found.items()}
 
-    return train_supervised(
+    return train_on_examples(
         parts,
         stage,
         optimizer,
+        examples,
         state,
-        num_steps=num_steps,
-        update_of=update_of,
+        on_values(task.loss),
+        seed=seed,
         measured_after=measured_after,
     )
-
-
-def steps_in_epochs(stage: RewardModelConfig, num_examples: int, examples_per_step: int) -> int:
-    """Updates of all epochs; the last one may begin another. 258 for the paper's 66,000 pairs."""
-    return math.ceil(stage.num_epochs * num_examples / examples_per_step)
 
 
 def heldout_metrics(

@@ -16,8 +16,8 @@ from megatron_r1.models.policy import Policy
 from megatron_r1.models.weight_bank import WeightBank
 from megatron_r1.parallel.exchange import all_gather_objects
 from megatron_r1.rewards.mix import add_part
+from megatron_r1.trainers.forward_passes import row_scores
 from megatron_r1.trainers.micro_batches import OnMicroBatch
-from megatron_r1.trainers.value_step import row_scores
 from megatron_r1.types import Prompt, Rollout, ScoredGroup, TrainBatch, TrainRow
 
 

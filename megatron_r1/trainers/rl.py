@@ -19,11 +19,17 @@ from megatron_r1.config.algo import AlgoConfig, KlPenaltyConfig, KlPlace
 from megatron_r1.config.stage import R1ZeroConfig
 from megatron_r1.monitor.rules import Finding
 from megatron_r1.parallel.exchange import sum_pairs
+from megatron_r1.trainers.forward_passes import row_logprobs
 from megatron_r1.trainers.job import stop_if_asked
 from megatron_r1.trainers.minibatches import Minibatch, split_phase, train_rows
 from megatron_r1.trainers.phase_advantages import complete_advantages
 from megatron_r1.trainers.rl_parts import RlConfig, RlParts
-from megatron_r1.trainers.sampling import Phase, sample_and_score, sample_phase
+from megatron_r1.trainers.sampling import (
+    Phase,
+    sample_and_score,
+    sample_phase,
+    start_phase_ahead,
+)
 from megatron_r1.trainers.schedule import learning_rate
 from megatron_r1.trainers.watch import RewardHackError, monitor_metrics, observe, stop_message
 from megatron_r1.types import ScoredGroup, StepResult, TrainBatch
@@ -60,6 +66,8 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
         state = watching
         metrics = sum_pairs(phase.metrics, policy.layout.dp_cp)
         recorder.phase(phase.sampled, metrics | watched | dict(published))
+        if config.rollout.steps_ahead and phase_start + stage.steps_per_phase < stage.num_steps:
+            start_phase_ahead(parts, config)
         minibatches = deal(parts, config, phase.kept, phase_start)
         with recorder.timed("time/logprobs_s"):
             minibatches = [
@@ -149,17 +157,18 @@ def add_logprobs(
     """
     rows = minibatch.batch.rows
     compute = partial(
-        parts.megatron_step.logprobs,
-        minibatch.batch,
+        row_logprobs,
+        parts.megatron_step.policy,
         temperature=config.rollout.temperature,
         on_micro_batch=parts.recorder.on_micro_batch("log-probabilities"),
     )
     none = [None] * len(rows)
     needs_old = not is_first or config.algo.kl_place is not KlPlace.loss
-    old = compute() if needs_old else none
+    old = compute(minibatch.batch) if needs_old else none
     if keep_reference:
+        own = [dataclasses.replace(row, routed_experts_LMK=None) for row in rows]
         with parts.bank.use(REFERENCE):
-            reference = compute()
+            reference = compute(TrainBatch(rows=tuple(own)))
     else:
         reference = none
     filled = tuple(
@@ -196,18 +205,18 @@ def update(minibatch: Minibatch, parts: RlParts, config: RlConfig, state: LoopSt
 def update_policy(
     minibatch: Minibatch, parts: RlParts, config: RlConfig, state: LoopState
 ) -> StepResult:
-    return parts.megatron_step.train_step(
+    step, loss = parts.megatron_step, policy_loss(config.algo, kl_coefficient=state.kl_coefficient)
+    return step.train_step(
         minibatch.batch,
-        policy_loss(config.algo, kl_coefficient=state.kl_coefficient),
+        step.on_logprobs(loss, temperature=config.rollout.temperature),
         lr=learning_rate(state.step, config.stage.num_steps, config.optimizer),
         num_sequences=minibatch.num_rollouts,
-        temperature=config.rollout.temperature,
         on_micro_batch=parts.recorder.on_micro_batch("update"),
     )
 
 
 def save(parts: RlParts, state: LoopState) -> None:
-    critic = None if parts.critic is None else parts.critic.value_step
+    critic = None if parts.critic is None else parts.critic.megatron_step
     trained = parts.megatron_step
     parts.store.save(state, trained.policy, trained.optimizer, parts.bank, critic)
 

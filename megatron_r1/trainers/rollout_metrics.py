@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from megatron_r1.algos.advantages import zero_std_groups
-from megatron_r1.types import FinishReason, ScoredGroup
+from megatron_r1.types import FinishReason, ScoredGroup, spans
 
 Pair = tuple[float, float]
 """(numerator, denominator)."""
@@ -35,6 +35,22 @@ def rollout_metrics(scored: Sequence[ScoredGroup]) -> dict[str, Pair]:
         values = [reward.parts[part] for reward in rewards if part in reward.parts]
         metrics[f"reward/{part}"] = (sum(values), float(len(values)))
     return metrics
+
+
+def staleness(scored: Sequence[ScoredGroup], *, version: int) -> dict[str, Pair]:
+    """How many updates older than `version` the weights were that sampled each token."""
+    stale = tokens = updates = 0
+    for group in scored:
+        for rollout in group.group.rollouts:
+            for span in spans(rollout):
+                num_tokens, age = span.stop - span.start, version - span.version
+                tokens += num_tokens
+                stale += num_tokens * (age > 0)
+                updates += num_tokens * age
+    return {
+        "rollout/stale_token_frac": (float(stale), float(tokens)),
+        "rollout/staleness_updates_mean": (float(updates), float(tokens)),
+    }
 
 
 def add_pairs(one: Mapping[str, Pair], other: Mapping[str, Pair]) -> dict[str, Pair]:

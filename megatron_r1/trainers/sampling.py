@@ -11,7 +11,7 @@ from megatron_r1.errors import UserError
 from megatron_r1.parallel.exchange import all_gather_objects, broadcast_object
 from megatron_r1.rollout.engine import SamplingParams
 from megatron_r1.trainers.rl_parts import RlConfig, RlParts
-from megatron_r1.trainers.rollout_metrics import Pair, add_pairs, rollout_metrics
+from megatron_r1.trainers.rollout_metrics import Pair, add_pairs, rollout_metrics, staleness
 from megatron_r1.trainers.selection import (
     num_prompts_to_draw,
     with_overlong_penalty,
@@ -54,6 +54,7 @@ def sample_phase(parts: RlParts, config: RlConfig, state: LoopState) -> Phase:
         with parts.recorder.timed("time/own_rollout_s"):  # without waiting for other replicas
             scored = sample_and_score(parts, config, prompts, state)
         metrics = add_pairs(metrics, phase_metrics(parts, scored))
+        metrics = add_pairs(metrics, staleness(scored, version=state.step))
         sampled += scored
         kept += without_silent_groups(scored) if algo.drop_zero_std_groups else scored
         own_draws = [group.group.prompt.draw for group in kept]
@@ -65,6 +66,13 @@ def sample_phase(parts: RlParts, config: RlConfig, state: LoopState) -> Phase:
     metrics["rollout/sampling_rounds"] = (float(num_rounds), 1.0)
     metrics["rollout/unused_group_frac"] = (float(len(sampled) - len(kept)), float(len(sampled)))
     return Phase(sampled=sampled, kept=kept, metrics=metrics)
+
+
+def start_phase_ahead(parts: RlParts, config: RlConfig) -> None:
+    """Have the servers begin with the prompts that the next phase draws first."""
+    prompts = parts.prompts.ahead(config.stage.prompts_per_step * config.stage.steps_per_phase)
+    params = sampling_params(config.rollout, config.stage.rollouts_per_prompt, config.seed)
+    parts.engine.start_ahead(parts.megatron_step.policy.layout.own_share(prompts), params)
 
 
 def sample_and_score(

@@ -9,15 +9,10 @@ from megatron_r1.checkpoint.store import LoopState
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.sft import SftConfig
 from megatron_r1.data.examples import Example
+from megatron_r1.models.policy import Policy
 from megatron_r1.parallel.exchange import broadcast_object, sum_pairs
-from megatron_r1.trainers.megatron_step import MegatronStep
-from megatron_r1.trainers.supervised import (
-    SupervisedParts,
-    Update,
-    draw_examples,
-    own_share,
-    train_supervised,
-)
+from megatron_r1.trainers.forward_passes import row_logprobs
+from megatron_r1.trainers.supervised import SupervisedParts, own_share, train_on_examples
 
 
 def train_sft(
@@ -36,36 +31,31 @@ def train_sft(
         samples: of one row each.
         heldout: the same; their loss is recorded as ``heldout/nll``.
     """
-    megatron_step = parts.megatron_step
-    num_steps = stage.num_steps(len(samples))
+    step, num_steps = parts.megatron_step, stage.num_steps(len(samples))
 
-    def update_of(step: int) -> Update:
-        drawn = draw_examples(samples, step, stage.samples_per_step, seed)
-        batch = own_share(drawn, megatron_step.policy.layout.dp)
-        return Update(batch=batch, loss=sft_loss, num_sequences=len(drawn))
-
-    def measured_after(step: int) -> dict[str, float]:
-        if not heldout or (step % stage.evaluate_every_steps and step < num_steps):
+    def measured_after(made: int) -> dict[str, float]:
+        if not heldout or (made % stage.evaluate_every_steps and made < num_steps):
             return {}
         with parts.recorder.timed("time/evaluation_s"):
-            return {"heldout/nll": heldout_nll(megatron_step, heldout)}
+            return {"heldout/nll": heldout_nll(step.policy, heldout)}
 
-    return train_supervised(
+    return train_on_examples(
         parts,
         stage,
         optimizer,
+        samples,
         state,
-        num_steps=num_steps,
-        update_of=update_of,
+        step.on_logprobs(sft_loss),
+        seed=seed,
         measured_after=measured_after,
     )
 
 
-def heldout_nll(megatron_step: MegatronStep, heldout: Sequence[Example]) -> float:
+def heldout_nll(policy: Policy, heldout: Sequence[Example]) -> float:
     """Negative log-likelihood in nats per response token, the same on every rank."""
-    layout = megatron_step.policy.layout
+    layout = policy.layout
     batch = own_share(heldout, layout.dp)
-    logprobs = megatron_step.logprobs(batch)
+    logprobs = row_logprobs(policy, batch)
     pairs = [
         (-float(logprobs_L[row.loss_mask_L].sum()), float(row.loss_mask_L.sum()))
         for row, logprobs_L in zip(batch.rows, logprobs, strict=True)

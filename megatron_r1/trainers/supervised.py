@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from megatron_r1.checkpoint.store import CheckpointStore, LoopState
 from megatron_r1.config.optimizer import OptimizerConfig
-from megatron_r1.config.stage import StageConfig
+from megatron_r1.config.stage import ExamplesConfig, StageConfig
 from megatron_r1.data.epochs import item_of_draw
 from megatron_r1.data.examples import Example
 from megatron_r1.data.packing import balance_rows
@@ -16,7 +16,8 @@ from megatron_r1.models.weight_bank import WeightBank
 from megatron_r1.parallel.layout import Axis
 from megatron_r1.telemetry.recorder import Recorder
 from megatron_r1.trainers.job import Job, stop_if_asked
-from megatron_r1.trainers.megatron_step import MegatronStep, TokenLoss
+from megatron_r1.trainers.megatron_step import MegatronStep
+from megatron_r1.trainers.output_losses import OutputLoss
 from megatron_r1.trainers.schedule import learning_rate
 from megatron_r1.types import TrainBatch
 
@@ -39,9 +40,49 @@ class Update:
 
     batch: TrainBatch
     """This replica's rows."""
-    loss: TokenLoss
+    loss: OutputLoss
     num_sequences: int
     """Rows of the update, over all replicas."""
+
+
+def train_on_examples(
+    parts: SupervisedParts,
+    stage: ExamplesConfig,
+    optimizer: OptimizerConfig,
+    examples: Sequence[Example],
+    state: LoopState,
+    loss: OutputLoss,
+    *,
+    seed: int,
+    complete: Callable[[TrainBatch], TrainBatch] | None = None,
+    measured_after: Callable[[int], Mapping[str, float]] | None = None,
+) -> LoopState:
+    """Go on from `state` to the end of the last epoch. Every rank of the job calls it.
+
+    Args:
+        examples: of one file; each epoch goes through them in an order of its own.
+        loss: of an update of `stage.examples_per_step`.
+        complete: adds what the loss needs of other models to this replica's rows.
+        measured_after: see `train_supervised`.
+    """
+    dp, count = parts.megatron_step.policy.layout.dp, stage.examples_per_step
+
+    def update_of(step: int) -> Update:
+        drawn = draw_examples(examples, step, count, seed)
+        batch = own_share(drawn, dp)
+        if complete is not None:
+            batch = complete(batch)
+        return Update(batch=batch, loss=loss, num_sequences=count * len(drawn[0]))
+
+    return train_supervised(
+        parts,
+        stage,
+        optimizer,
+        state,
+        num_steps=stage.num_steps(len(examples)),
+        update_of=update_of,
+        measured_after=measured_after,
+    )
 
 
 def train_supervised(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from megatron_r1.weights.buckets import OpenBucket
 from megatron_r1.weights.engine_group import EngineGroup
+from megatron_r1.weights.engine_memory import EngineMemory
 from megatron_r1.weights.gather import Gatherer
 from megatron_r1.weights.plan import Bucket, Plan
 from megatron_r1.weights.transport import SendError
@@ -38,13 +39,19 @@ class BucketStream:
         self,
         plan: Plan,
         gatherer: Gatherer,
-        group: EngineGroup | None,
+        group: EngineGroup | EngineMemory | None,
         turns: Turns,
         *,
         label: str,
         deadline_s: float,
+        silence_s: float,
     ) -> None:
-        """`group` is this rank's, where it is a sender; `deadline_s` is of `time.monotonic`."""
+        """
+        Args:
+            group: this rank's, where it is a sender.
+            deadline_s: of `time.monotonic`, for all buckets.
+            silence_s: for one.
+        """
         self._buckets = plan.in_turns()
         self._bucket_bytes = plan.bucket_bytes
         self._gatherer = gatherer
@@ -52,7 +59,8 @@ class BucketStream:
         self._turns = turns
         self._label = label
         self._deadline_s = deadline_s
-        self._failure: str | None = None
+        self._silence_s = silence_s
+        self._failure: SendError | None = None
         self._times = RankTimes()
 
     def run(self) -> RankTimes:
@@ -77,7 +85,7 @@ class BucketStream:
             for _, sent in on_wire:
                 sent.result()
         if self._failure is not None:
-            raise SendError(self._failure)
+            raise self._failure
         self._times.quantize_s = self._gatherer.quantize_s
         self._times.gather_s -= self._gatherer.quantize_s
         return self._times
@@ -110,15 +118,15 @@ class BucketStream:
             if self._failure is None:
                 self._send(turn, opened)
         except SendError as error:
-            self._failure = self._failure or str(error)
+            self._failure = self._failure or error
         except BaseException as error:
-            self._failure = f"a bug on rank {self._gatherer.rank}: {error!r}"
+            self._failure = SendError(f"a bug on rank {self._gatherer.rank}: {error!r}")
             raise
         finally:
             if turn + 1 < len(self._buckets):
                 after = self._buckets[turn + 1].sender
                 if after != self._gatherer.rank:
-                    self._turns.end(turn, self._failure)
+                    self._turns.end(turn, self._failure and str(self._failure))
 
     def _send(self, turn: int, opened: OpenBucket) -> None:
         last = len(self._buckets) - 1
@@ -129,7 +137,7 @@ class BucketStream:
             message,
             flat,
             label=self._label if turn == last else None,
-            deadline_s=self._deadline_s,
+            deadline_s=min(self._deadline_s, started_s + self._silence_s),
         )
         self._times.wire_s += time.monotonic() - started_s
 

@@ -8,7 +8,7 @@ begins at a multiple of its numbers' width.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -16,13 +16,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_r1.checkpoint.fp8_blocks import BLOCK, SCALE_SUFFIX, quantize
 from megatron_r1.config.model import ModelConfig
 from megatron_r1.weights.boxes import Box, Shape, overlap, shape_of, slices, within
 from megatron_r1.weights.engine_layout import Ranks
+from megatron_r1.weights.fp8_files import SCALE_SUFFIX
 from megatron_r1.weights.names import shard_to_hf
 from megatron_r1.weights.plan import Bucket, Piece, Quantizer, Transfer
 from megatron_r1.weights.trainer_layout import Holding
+from r1_kernels.fp8_blocks import BLOCK, quantize
+
+CPU = torch.device("cpu")
+
+NewBuffer = Callable[[int, torch.device], Tensor]
+"""Makes uint8 of so many bytes."""
+
+
+def plain_buffer(num_bytes: int, device: torch.device) -> Tensor:
+    return torch.empty(num_bytes, dtype=torch.uint8, device=device)
 
 
 @dataclass(frozen=True)
@@ -96,12 +106,14 @@ def give(
 class OpenBucket:
     """A bucket that its sender is filling."""
 
-    def __init__(self, bucket: Bucket, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        bucket: Bucket,
+        device: torch.device = CPU,
+        new_buffer: NewBuffer = plain_buffer,
+    ) -> None:
         self._messages = messages(bucket)
-        self.buffers = [
-            torch.empty(message.num_bytes, dtype=torch.uint8, device=device)
-            for message in self._messages
-        ]
+        self.buffers = [new_buffer(message.num_bytes, device) for message in self._messages]
         self._places: dict[str, list[tuple[Box, Tensor]]] = defaultdict(list)
         for message, flat in zip(self._messages, self.buffers, strict=True):
             for entry in message.entries:

@@ -20,6 +20,7 @@ from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.models.policy import Policy
 from megatron_r1.parallel.exchange import on_main_rank
 from megatron_r1.rollout.server_api import NoAnswerError, RefusedError, call
+from megatron_r1.rollout.servers import Weights
 from megatron_r1.weights.transport import SendError
 
 
@@ -36,7 +37,7 @@ class DirectoryTransport:
         self._timeout_s = timeout_s
         self._newest: Path | None = None
 
-    def prepare(self, label: str) -> Path:
+    def prepare(self, label: str) -> Weights:
         """Export the policy. The directory before this one stays, since servers may read it."""
         shards, final = self._directory / "shards", self._directory / label
 
@@ -61,23 +62,27 @@ class DirectoryTransport:
         dist_checkpointing.save(weights, str(shards / POLICY))
         on_main_rank(finish)
         self._newest = final
-        return final
+        return Weights(final, label)
 
     def send(self, label: str, urls: Sequence[str]) -> Mapping[str, float]:
         request = {"model_path": str(self._newest), "weight_version": label}
 
-        def load() -> str | None:
+        def load() -> tuple[str, str] | None:
             for url in urls:
                 try:
                     call(url, "/update_weights_from_disk", request, timeout_s=self._timeout_s)
                 except (NoAnswerError, RefusedError) as error:
-                    return str(error)
+                    return str(error), url
             return None
 
         failure = on_main_rank(load)
         if failure is not None:
-            raise SendError(failure)
+            message, url = failure
+            raise SendError(message, [url])
         return {}
+
+    def close(self) -> None:
+        """Servers may still read the newest directory: it stays with the run."""
 
     def _set_stop_token(self, config_file: Path) -> None:
         """Servers are asked for token ids, and end a response at the tokenizer's one end, as

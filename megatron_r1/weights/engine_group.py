@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import wait
 from datetime import timedelta
-from typing import Any
 from urllib.parse import urlsplit
 
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup, distributed_c10d
 
-from megatron_r1.rollout.server_api import NoAnswerError, RefusedError, call
 from megatron_r1.weights.buckets import Message
+from megatron_r1.weights.engine_requests import Engine, EngineRequests, collect
 from megatron_r1.weights.transport import SendError
 
 _JOIN_S = 60.0
@@ -24,26 +22,6 @@ _JOIN_S = 60.0
 _LEAVE_S = 5.0
 _GRACE_S = 5.0
 """The collective's own limit comes so much after ours: NCCL's would end the process."""
-
-
-@dataclass(frozen=True)
-class Engine:
-    """A rollout server that runs."""
-
-    url: str
-    num_ranks: int
-    start: str
-    """Differs from one start of a server to the next at the same address."""
-
-
-def find_engine(url: str, *, timeout_s: float) -> Engine:
-    """Ask a server what it is.
-
-    Raises:
-        NoAnswerError, RefusedError: it does not say.
-    """
-    info = call(url, "/server_info", timeout_s=timeout_s)
-    return Engine(url, num_ranks=int(info["tp_size"]), start=str(info.get("startup_time")))
 
 
 class EngineGroup:
@@ -63,7 +41,7 @@ class EngineGroup:
         """
         self._name = name
         self._engines = engines
-        self._pool = ThreadPoolExecutor(len(engines), thread_name_prefix=name)
+        self._requests = EngineRequests(engines, name)
         self._group: ProcessGroup | None = None
         size = 1 + sum(engine.num_ranks for engine in engines)
         limit = timedelta(seconds=_JOIN_S)
@@ -81,15 +59,17 @@ class EngineGroup:
             }
             first += engine.num_ranks
         deadline_s = time.monotonic() + _JOIN_S
-        answers = self._ask("/init_weights_update_group", bodies, deadline_s)
+        answers = self._requests.ask("/init_weights_update_group", bodies, deadline_s)
         try:
             self._group = _join(name, store, size, backend)
             self._group.set_timeout(timedelta(seconds=timeout_s + _GRACE_S))
-            _collect(answers, f"{name} was not joined", deadline_s)
+            collect(answers, f"{name} was not joined", deadline_s)
         except (SendError, RuntimeError) as error:
             self.leave(broken=True)
-            failures = [str(a.exception()) for a in answers if a.done() and a.exception()]
-            raise SendError("; ".join([*failures, str(error)])) from error
+            failed = [a for a in answers if not a.done() or a.exception()]
+            words = [str(a.exception()) for a in failed if a.done()]
+            urls = [answers[a].url for a in failed]
+            raise SendError("; ".join([*words, str(error)]), urls) from error
 
     def send(
         self, what: str, message: Message, flat: Tensor, *, label: str | None, deadline_s: float
@@ -112,13 +92,13 @@ class EngineGroup:
             "flush_cache": label is not None,
         }
         bodies = {engine: request for engine in self._engines}
-        answers = self._ask("/update_weights_from_distributed", bodies, deadline_s)
+        answers = self._requests.ask("/update_weights_from_distributed", bodies, deadline_s)
         options = dist.BroadcastOptions()
         options.rootRank = options.rootTensor = 0
         options.timeout = timedelta(seconds=max(deadline_s - time.monotonic(), 0) + _GRACE_S)
         try:
             work = self._group.broadcast([flat], options)
-            _collect(answers, what, deadline_s)
+            collect(answers, what, deadline_s)
             work.wait(options.timeout)
         except RuntimeError as error:
             raise SendError(f"{what}: {error}") from error
@@ -127,39 +107,14 @@ class EngineGroup:
         """End the group, here and in the engines that still know it."""
         bodies = {engine: {"group_name": self._name} for engine in self._engines}
         limit_s = time.monotonic() + _LEAVE_S
-        answers = self._ask("/destroy_weights_update_group", bodies, limit_s)
+        answers = self._requests.ask("/destroy_weights_update_group", bodies, limit_s)
         if self._group is not None:
             if broken:
                 self._group.abort()
             dist.destroy_process_group(self._group)
             self._group = None
         wait(answers)
-        self._pool.shutdown(wait=False)
-
-    def _ask(
-        self, route: str, bodies: Mapping[Engine, Mapping[str, Any]], deadline_s: float
-    ) -> dict[Future[Any], Engine]:
-        """All engines at once."""
-        left_s = max(deadline_s - time.monotonic(), 0.1)
-        return {
-            self._pool.submit(call, engine.url, route, body, timeout_s=left_s): engine
-            for engine, body in bodies.items()
-        }
-
-
-def _collect(answers: Mapping[Future[Any], Engine], what: str, deadline_s: float) -> None:
-    """Wait until all engines have done it, or one has not."""
-    left_s = max(deadline_s - time.monotonic(), 0)
-    done, _ = wait(answers, timeout=left_s, return_when=FIRST_EXCEPTION)
-    for answer in done:
-        error = answer.exception()
-        if isinstance(error, NoAnswerError | RefusedError):
-            raise SendError(f"{what}: {error}") from error
-        if error is not None:
-            raise error
-    late = sorted(engine.url for answer, engine in answers.items() if answer not in done)
-    if late:
-        raise SendError(f"{what}: no answer in time from {', '.join(late)}")
+        self._requests.close()
 
 
 def _join(name: str, store: dist.Store, size: int, backend: str) -> ProcessGroup:
@@ -184,4 +139,4 @@ def _address_seen_from(url: str) -> str:
         with socket.create_connection((target.hostname, target.port), timeout=_JOIN_S) as found:
             return found.getsockname()[0]
     except OSError as error:
-        raise SendError(f"{url}: {error}") from error
+        raise SendError(f"{url}: {error}", [url]) from error

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 
-from megatron_r1.checkpoint.fp8_blocks import BLOCK
 from megatron_r1.config.model import GroupedQueryConfig, MixtureConfig, ModelConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.weights.boxes import Shape, Split, slices
+from r1_kernels.fp8_blocks import BLOCK
 
 Ranks = tuple[int, ...]
 

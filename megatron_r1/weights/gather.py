@@ -12,7 +12,7 @@ from torch.distributed import Work
 
 from megatron_r1.parallel.layout import Axis
 from megatron_r1.weights.boxes import shape_of, within
-from megatron_r1.weights.buckets import OpenBucket, give, sent_as
+from megatron_r1.weights.buckets import NewBuffer, OpenBucket, give, plain_buffer, sent_as
 from megatron_r1.weights.names import NameMapping
 from megatron_r1.weights.plan import Bucket, Piece, Plan, Quantizer, Transfer
 
@@ -32,13 +32,20 @@ class Gatherer:
     and whatever is put into another form on the way, pass through a buffer, one at a time.
     """
 
-    def __init__(self, plan: Plan, parameters: Parameters, world: Axis) -> None:
-        """`world` is all of the trainer's ranks."""
+    def __init__(
+        self,
+        plan: Plan,
+        parameters: Parameters,
+        world: Axis,
+        new_buffer: NewBuffer = plain_buffer,
+    ) -> None:
+        """`world` is all of the trainer's ranks; buckets are filled in `new_buffer`s."""
         self._plan = plan
         self._parameters = parameters
         self._group = world.group
         self.rank = world.rank
         self._stage = plan.trainer.stage_of(world.rank)
+        self._new_buffer = new_buffer
         self._device = next(iter(parameters.values())).device
         self.quantize_s = 0.0
         """Spent in making FP8 blocks."""
@@ -52,7 +59,9 @@ class Gatherer:
     def fill(self, bucket: Bucket) -> OpenBucket | None:
         """Give what this rank has of a bucket. Returns the full one on its sender."""
         pending: _Pending = []
-        opened = OpenBucket(bucket, self._device) if bucket.sender == self.rank else None
+        opened = None
+        if bucket.sender == self.rank:
+            opened = OpenBucket(bucket, self._device, self._new_buffer)
         for transfer in bucket.transfers:
             if opened is None:
                 self._give(transfer, pending)

@@ -19,12 +19,13 @@ from itertools import chain, groupby, zip_longest
 
 import torch
 
-from megatron_r1.checkpoint.fp8_blocks import BLOCK, is_quantized, num_blocks
 from megatron_r1.errors import ConfigError
 from megatron_r1.weights.boxes import Box, Shape, Split, numel, overlap, shape_of, slices, whole
 from megatron_r1.weights.engine_layout import EngineLayout, Ranks, Receive, Wants, cuts_blocks
+from megatron_r1.weights.fp8_files import is_quantized
 from megatron_r1.weights.names import NameMapping, name_table
 from megatron_r1.weights.trainer_layout import Holding, TrainerLayout
+from r1_kernels.fp8_blocks import BLOCK, num_blocks
 
 BUCKET_BYTES = 2**29
 """Half a GiB: the memory that a publish takes of each sender is two of them and a tensor."""

@@ -10,9 +10,9 @@ from functools import cache
 from itertools import pairwise
 from math import prod
 
-from megatron_r1.checkpoint.fp8_blocks import is_quantized
 from megatron_r1.weights.boxes import Box, Shape, numel, slices, whole
 from megatron_r1.weights.engine_layout import Receive, cuts_blocks
+from megatron_r1.weights.fp8_files import is_quantized
 from megatron_r1.weights.names import Form, name_table
 from megatron_r1.weights.plan import Piece, Plan, Quantizer, Transfer, num_bytes
 from megatron_r1.weights.trainer_layout import Holding

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 
 from megatron_r1.config.rollout import SglangConfig
 from megatron_r1.errors import EngineError
@@ -44,49 +44,57 @@ class Publisher:
     def publish(self, version: int) -> Mapping[str, float]:
         """Put the policy as it is now into all servers. Returns the times of the parts.
 
+        Servers sample again when all of them hold it: a send that failed is repeated from the
+        start while they wait. One that fails twice running is the fault of the servers that it
+        failed at, which are started anew where they are this job's.
+
         Raises:
-            EngineError: a server does not start, or will not take the weights.
+            EngineError: a server does not start, or will not take the weights. It is left paused.
         """
         label = make_label(version, self.owner)
         self._times_s = {}
         self.version = None
         with self._timed("prepare"):
-            directory = self._transport.prepare(label)
+            weights = self._transport.prepare(label)
+        paused_s, blamed = None, ()
         for attempt in range(1, _TRIES + 1):
             try:
-                self._deliver(label, directory)
+                with self._timed("bring_up"):
+                    fresh, self.urls = self._on_servers(partial(_bring_up, weights, blamed))
+                if weights.label != label:
+                    fresh = []  # what they were started from is older
+                paused_s = paused_s or time.monotonic()
+                self._deliver(label, [url for url in self.urls if url not in fresh])
                 break
             except SendError as error:
                 if attempt == _TRIES:
                     raise EngineError(
                         f"the weights of version {version} could not be published in {_TRIES} "
-                        f"attempts; the last time: {error}"
+                        f"attempts; the last time: {error}. Servers that are not this job's are "
+                        "left paused, since what they hold is not known"
                     ) from error
+                blamed = error.urls if attempt > 1 else ()
+        self._on_servers(lambda servers: servers.resume(self.urls))
+        self._times_s["publish/pause_s"] = time.monotonic() - paused_s
         self.version = version
         self._num_publishes += 1
         return {**self._times_s, "publish/attempts": float(attempt)}
 
-    def _deliver(self, label: str, directory: Path) -> None:
-        """Once through all servers.
+    def close(self) -> None:
+        self._transport.close()
+
+    def _deliver(self, label: str, due: Sequence[str]) -> None:
+        """Once through the servers that hold something older, or nothing that is known.
 
         Raises:
             SendError: on every rank alike; some may hold the new weights, some the old.
         """
-        with self._timed("bring_up"):
-            weights = Weights(directory, label)
-            fresh, self.urls = self._on_servers(
-                lambda servers: (servers.bring_up(weights), servers.urls)
-            )
-        due = [url for url in self.urls if url not in fresh]
-        with self._timed("pause"):
-            try:
-                self._on_servers(lambda servers: servers.pause(due))
-                with self._timed("send"):
-                    self._times_s |= self._transport.send(label, due)
-                with self._timed("check"):
-                    self._on_servers(lambda _: self._check(label))
-            finally:
-                self._on_servers(lambda servers: servers.resume(due))
+        self._on_servers(lambda servers: servers.pause(due))
+        with self._timed("send"):
+            for name, value in self._transport.send(label, due).items():
+                self._times_s[name] = value
+        with self._timed("check"):
+            self._on_servers(lambda _: self._check(label))
 
     def _check(self, label: str) -> None:
         """All servers say that they hold the label, and hold the same."""
@@ -94,14 +102,17 @@ class Publisher:
         for url in self.urls:
             found = weight_label(url, timeout_s=timeout_s)
             if found != label:
-                raise SendError(f"{url} holds weights {found!r} after {label!r} were sent")
+                raise SendError(f"{url} holds weights {found!r} after {label!r} were sent", [url])
         if every == 0 or self._num_publishes % every:
             return
         first, *others = ((url, checksums(url, timeout_s=timeout_s)) for url in self.urls)
         for url, found in others:
             if found != first[1]:
                 name = min(found.items() ^ first[1].items())[0]
-                raise SendError(f"{url} and {first[0]} hold different weights, in {name} at least")
+                raise SendError(
+                    f"{url} and {first[0]} hold different weights, in {name} at least",
+                    [url, first[0]],
+                )
 
     def _on_servers(self, action):
         """Run on the main rank; what servers fail to do is a `SendError` on every rank."""
@@ -110,11 +121,11 @@ class Publisher:
             try:
                 return action(self._servers), None
             except (NoAnswerError, RefusedError, SendError) as error:
-                return None, str(error)
+                return None, (str(error), getattr(error, "urls", ()))
 
         result, failure = on_main_rank(attempt)
         if failure is not None:
-            raise SendError(failure)
+            raise SendError(*failure)
         return result
 
     @contextmanager
@@ -123,3 +134,10 @@ class Publisher:
         yield
         name = f"publish/{part}_s"
         self._times_s[name] = self._times_s.get(name, 0.0) + time.monotonic() - started_s
+
+
+def _bring_up(
+    weights: Weights, at_fault: Sequence[str], servers: Servers
+) -> tuple[list[str], list[str]]:
+    """URLs of the servers that were started from `weights`, and of all."""
+    return servers.bring_up(weights, at_fault), servers.urls

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
+
+from megatron_r1.rollout.servers import Weights
 
 
 class SendError(Exception):
     """A server did not take the weights; raised on every rank alike. The publish is repeated."""
 
+    def __init__(self, message: str, urls: Sequence[str] = ()) -> None:
+        """`urls`: of the servers that did not, as far as that is known."""
+        super().__init__(message)
+        self.urls = tuple(urls)
+
 
 class WeightTransport(Protocol):
     """Moves the policy's weights. Every rank of the job calls every method, in step."""
 
-    def prepare(self, label: str) -> Path:
+    def prepare(self, label: str) -> Weights:
         """Make ready what can be while the servers still sample.
 
-        Returns: a Hugging Face directory of the model that a server can be started from. The
-            weights in it are this label's, or are sent afterwards.
+        Returns: what a server can be started from, under that label or an older one.
         """
         ...
 
@@ -29,4 +34,8 @@ class WeightTransport(Protocol):
         Raises:
             SendError: what the servers hold is not known.
         """
+        ...
+
+    def close(self) -> None:
+        """Give back what connects it with the servers. Ranks do not wait for each other."""
         ...

@@ -86,7 +86,7 @@ class Sample:
             logprobs_rollout_T=self._pack(self.old_NL),
             logprobs_old_T=self._pack(self.old_NL),
             logprobs_ref_T=self._pack(self.ref_NL),
-            values_T=self._pack(self.old_NL),
+            values_old_T=self._pack(self.old_NL),
             returns_T=self._pack(self.ref_NL),
         )
         return self._pack(self.logprobs_NL), micro

@@ -55,6 +55,9 @@ def test_metrics_are_sums_and_counts_over_trainable_tokens():
         "algo/kl_old": (0.094535 + 0.193147, 3.0),
         "algo/dropped_token_frac": (0.0, 3.0),
         "mismatch/logprob_abs_mean": (0.0, 3.0),
+        "mismatch/logprob_abs_max": (0.0, 0.0),
+        "mismatch/kl": (0.0, 3.0),
+        "mismatch/beyond_frac": (0.0, 3.0),
     }
     assert metrics.keys() == expected.keys()
     for name, parts in expected.items():
@@ -202,7 +205,8 @@ def run_split(split, rows, policies, config, *, pad_to_multiple):
             output.loss.backward()
         loss += output.loss.detach()
         for name, parts in output.metrics.items():
-            metrics[name] = metrics.get(name, torch.zeros(2)) + torch.stack(parts)
+            add = torch.maximum if name.endswith("_max") else torch.add
+            metrics[name] = add(metrics.get(name, torch.zeros(2)), torch.stack(parts))
     return loss, [leaf.grad for leaf in leaves], metrics
 
 

@@ -144,7 +144,7 @@ def rows_of(*lengths: int) -> list[TrainRow]:
                 loss_mask_L=torch.arange(1 + length) > 0,
                 weight=0.1,
                 logprobs_ref_L=noise[0] - 1,
-                values_L=noise[1],
+                values_old_L=noise[1],
                 returns_L=noise[2],
             )
         )
@@ -173,7 +173,7 @@ def test_dpo_takes_whole_responses_and_leaves_padding_out():
 
 def test_what_a_critic_says_after_a_token_is_about_the_next_one():
     row = dataclasses.replace(
-        rows_of(2)[0], values_L=torch.zeros(3), returns_L=torch.tensor([0.0, 1.0, 3.0])
+        rows_of(2)[0], values_old_L=torch.zeros(3), returns_L=torch.tensor([0.0, 1.0, 3.0])
     )
     micro = build_micro_batch([row], pad_to_multiple=1, pad_token=0)
     values_T = torch.tensor([0.5, 1.0, 9.0], requires_grad=True)
@@ -185,6 +185,8 @@ def test_what_a_critic_says_after_a_token_is_about_the_next_one():
     assert_close(gradient_T, torch.tensor([-0.05, 0.0, 0.0]))
     assert output.metrics["critic/clip_frac"] == (1, 2)
     assert output.metrics["critic/value_mean"] == (1.5, 2)
+    assert output.metrics["critic/squared_error"] == (0.25 + 4, 2)
+    assert critic_loss(values_T, micro, clip=0.4).metrics["critic/clip_frac"] == (2, 2)
 
 
 LOSSES = {

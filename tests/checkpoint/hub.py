@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megatron_r1.checkpoint.fp8_blocks import SCALE_SUFFIX, num_blocks
 from megatron_r1.checkpoint.safetensors_dir import SafetensorsDir
 from megatron_r1.config.model import Head, ModelConfig
 from megatron_r1.data.tokenizer import train_tokenizer
+from megatron_r1.weights.fp8_files import SCALE_SUFFIX
 from megatron_r1.weights.hf_config import hf_config
 from megatron_r1.weights.names import name_table
+from r1_kernels.fp8_blocks import num_blocks
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 FP8_CONFIG = {

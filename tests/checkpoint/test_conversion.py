@@ -146,12 +146,69 @@ def test_fp8_and_the_prediction_layer_come_back_byte_for_byte(tmp_path):
     fp8 = WeightDtype.fp8
     export_hf(tmp_path / "megatron", tmp_path / "back", dtype=fp8, show_progress=False)
     assert differences(source, tmp_path / "back") == []
+    import_hf(source, tmp_path / "f32", dtype=WeightDtype.float32, show_progress=False)
+    export_hf(tmp_path / "f32", tmp_path / "back32", dtype=fp8, show_progress=False)
+    assert differences(source, tmp_path / "back32") == []
     entries = SafetensorsDir(tmp_path / "plain").entries
     assert plain.num_tensors == len(entries)
     assert {e.dtype for n, e in entries.items() if "e_score" not in n} == {"BF16"}
     written = json.loads((tmp_path / "back/config.json").read_text())
     assert written["quantization_config"] == FP8_CONFIG
     assert "quantization_config" not in json.loads((tmp_path / "plain/config.json").read_text())
+
+
+@pytest.mark.megatron
+@pytest.mark.parametrize("begun_from", ["hub", "megatron"])
+def test_what_training_has_left_alone_comes_back_in_fp8_byte_for_byte(
+    begun_from, one_rank, tmp_path
+):
+    """One number is trained: its block gets a new scale, and every other one keeps its own."""
+    from megatron_r1.checkpoint.store import CheckpointStore, LoopState
+    from megatron_r1.config.optimizer import OptimizerConfig
+    from megatron_r1.stages.session import Session
+    from megatron_r1.trainers.job import Job
+    from megatron_r1.trainers.megatron_step import MegatronStep
+
+    config = load_config(["model=tiny_v3", "model.num_mtp_layers=1", "model.hidden_size=192"])
+    source = write_like_deepseek(tmp_path / "hub", config.model)
+    import_hf(source, tmp_path / "megatron", show_progress=False)
+    step = MegatronStep(one_rank.policy(config), OptimizerConfig(lr=1e-3))
+    session = Session(config, one_rank.host, step.policy.layout, tmp_path, Job(one_rank.host))
+    stores = [CheckpointStore(tmp_path / run, keep=1, tokenizer_dir=None) for run in ("a", "b")]
+    session.begin(stores[0], step, tmp_path / begun_from)
+    first = stores[0].save(LoopState(step=1), step.policy, step.optimizer)
+    session.begin(stores[1], step, first)  # another stage
+    name = "decoder.layers.1.mlp.shared_experts.linear_fc2.weight"
+    with torch.no_grad():
+        dict(step.policy.named_parameters())[name][130, 3] = 0.7
+    last = stores[1].save(LoopState(step=2), step.policy, step.optimizer)
+
+    fp8 = WeightDtype.fp8
+    for checkpoint, target in ((first, "untrained"), (last, "trained")):
+        export_hf(checkpoint, tmp_path / target, dtype=fp8, show_progress=False)
+    assert differences(source, tmp_path / "untrained") == []
+    matrix = "model.layers.1.mlp.shared_experts.down_proj.weight"
+    assert differences(source, tmp_path / "trained") == [matrix, matrix + "_scale_inv"]
+    hubs = (SafetensorsDir(directory) for directory in (source, tmp_path / "trained"))
+    old, new = (hub.tensor(matrix + "_scale_inv") for hub in hubs)
+    assert (old != new).tolist() == [[False], [True]]  # rows 128 to 191
+
+
+def test_prediction_layers_that_are_counted_and_missing_are_told(hub, spoiled, tmp_path):
+    config = json.loads((spoiled / "config.json").read_text()) | {"num_nextn_predict_layers": 1}
+    (spoiled / "config.json").write_text(json.dumps(config))
+    note = (
+        f"note: {spoiled / 'config.json'} counts 1 prediction layer(s) (num_nextn_predict_layers), "
+        "and no file holds model.layers.4.*: taken as a model without"
+    )
+    config["num_nextn_predict_layers"] = 0
+    (hub / "config.json").write_text(json.dumps(config))
+    for arguments in ((IMPORT, "--dry-run"), (IMPORT,), ("inspect_checkpoint.py",)):
+        target = [] if arguments[0] == "inspect_checkpoint.py" else [tmp_path / "out"]
+        done = tool(arguments[0], spoiled, *target, *arguments[1:])
+        assert done.returncode == 0 and note in done.stdout, done.stdout + done.stderr
+    done = tool(IMPORT, hub, tmp_path / "none", "--dry-run")
+    assert done.returncode == 0 and "note" not in done.stdout
 
 
 def test_fp8_from_weights_that_never_were(hub, tmp_path):
@@ -203,9 +260,13 @@ def test_check_compares_with_transformers(family, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "logits of 32 tokens differ by" in done.stdout and "100% of them" in done.stdout
     assert "peak memory" in done.stdout
-    done = tool(EXPORT, tmp_path / "megatron", tmp_path / "fp8", "--dtype", "fp8", "--check")
     # FP8 moves weights by up to 1 / 16, and the check sees it.
-    assert done.returncode == 2 and "differ" in done.stderr, done.stderr
+    message = refused(tmp_path / "megatron", tmp_path, EXPORT, "--dtype", "fp8", "--check")
+    assert "differ" in message and "not kept" in message
+    # bfloat16 has 8 bits of the 24.
+    single = write_with_transformers(tmp_path / "single", config, dtype=torch.float32)
+    message = refused(single, tmp_path, IMPORT, "--dtype", "bfloat16", "--check")
+    assert "differ" in message and "not kept" in message
 
 
 DOWN_PROJ = "model.layers.1.mlp.experts.3.down_proj.weight"
@@ -358,6 +419,63 @@ def test_a_checkpoint_of_another_shape_is_not_exported(imported, tmp_path):
     (imported / "state.json").write_text(json.dumps(record))
     message = refused(imported, tmp_path, EXPORT)
     assert "has shape [512, 128]" in message and "[512, 256]" in message
+
+
+def altered(record: dict, path: str, value: object) -> dict:
+    """A copy with the value at a path such as model.rope.theta; None takes it out."""
+    copy = json.loads(json.dumps(record))
+    *parents, last = path.split(".")
+    place = copy
+    for key in parents:
+        place = place[key]
+    place[last] = value
+    if value is None:
+        del place[last]
+    return copy
+
+
+DAMAGES = [
+    ("files", ["policy/common.pt"], "files is damaged: ['policy/common.pt'] instead of an object"),
+    ("files", {"policy/common.pt": "10"}, "files['policy/common.pt'] is damaged: '10' instead of"),
+    ("model", [1], "model is damaged: [1] instead of an object"),
+    ("model", None, "is damaged: it lacks model"),
+    ("model.num_layers", "4", "model.num_layers is damaged: '4' instead of a whole number"),
+    ("model.num_layers", True, "model.num_layers is damaged: True instead of a whole number"),
+    ("model.num_layers", -4, "model is damaged: model.num_layers must be > 0"),
+    ("model.num_layers", None, "describes a model that this version does not know"),
+    ("model.rope", [], "model.rope is damaged: [] instead of an object"),
+    ("model.rope.theta", "big", "model.rope.theta is damaged: 'big' instead of a number"),
+    ("model.rope.scaling", "ntk", "model.rope.scaling is damaged: 'ntk' is none of none, yarn"),
+    ("model.rope.scaling", {}, "model.rope.scaling is damaged: {} is none of none, yarn"),
+    ("model.rope.extra", 1, "model.rope is damaged: nothing is called extra"),
+    ("loop", 3, "loop is damaged: 3 instead of an object"),
+    ("layout", None, "is damaged: it lacks layout"),
+    ("head", "two", "is damaged: head is 'two', none of vocabulary, scalar"),
+    ("head", [], "is damaged: head is [], none of vocabulary, scalar"),
+    ("format", [], "was not written by this program"),
+]
+
+
+def test_a_damaged_record_is_one_message(imported, tmp_path):
+    state_file = imported / "state.json"
+    record = json.loads(state_file.read_text())
+    for path, value, expected in DAMAGES:
+        state_file.write_text(json.dumps(altered(record, path, value)))
+        assert expected in refused(imported, tmp_path, EXPORT), path
+        done = tool("inspect_checkpoint.py", imported)
+        assert done.returncode == 2 and expected in done.stderr, (path, done.stderr)
+        assert len(done.stderr.splitlines()) == 1 and str(imported) in done.stderr, done.stderr
+
+
+def test_a_record_that_contradicts_the_tensors(imported, tmp_path):
+    """Five layers lack tensors, three have some over; four are there."""
+    state_file = imported / "state.json"
+    record = json.loads(state_file.read_text())
+    for layers, expected in ((5, " lacks decoder.layers.4."), (3, " holds decoder.layers.3.")):
+        state_file.write_text(json.dumps(altered(record, "model.num_layers", layers)))
+        assert expected in refused(imported, tmp_path, EXPORT)
+        done = tool("inspect_checkpoint.py", imported)
+        assert done.returncode == 2 and expected in done.stderr, done.stdout
 
 
 def test_a_destination_that_exists_is_left_alone(hub, imported, tmp_path):

@@ -23,7 +23,8 @@ from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.data.tokenizer import load_tokenizer
 from megatron_r1.errors import CheckpointError, ConfigError
 from megatron_r1.models.policy import Policy
-from megatron_r1.trainers.value_step import ValueStep, row_scores
+from megatron_r1.trainers.forward_passes import row_scores
+from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.types import TrainBatch, TrainRow
 from megatron_r1.weights.hf_config import hf_config, model_config_from_hf
 from tests.checkpoint.hub import differences, write_with_transformers
@@ -70,7 +71,7 @@ def their_scores(directory, token_ids: list[tuple[int, ...]], pad_id: int) -> Te
 def test_a_trained_model_scores_the_same_in_transformers_and_comes_back(
     family, one_rank, tokenizer, tmp_path
 ):
-    step = ValueStep(reward_model(one_rank, family), OptimizerConfig())
+    step = MegatronStep(reward_model(one_rank, family), OptimizerConfig())
     store = CheckpointStore(tmp_path / "run", keep=1, tokenizer_dir=Path(tokenizer.path))
     saved = store.save(LoopState(step=3), step.policy, step.optimizer)
     export_hf(saved, tmp_path / "hf", show_progress=False)
@@ -117,7 +118,7 @@ def test_heads_are_not_mixed_up(one_rank, tmp_path):
 
 def test_a_tokenizer_without_padding_names_none(one_rank, tokenizer, tmp_path):
     """transformers would take the end of sequence, where the score is, for padding."""
-    step = ValueStep(reward_model(one_rank, "qwen2.5"), OptimizerConfig())
+    step = MegatronStep(reward_model(one_rank, "qwen2.5"), OptimizerConfig())
     store = CheckpointStore(tmp_path / "run", keep=1, tokenizer_dir=Path(tokenizer.path))
     saved = store.save(LoopState(), step.policy, step.optimizer)
     settings = saved / TOKENIZER / "tokenizer_config.json"

@@ -37,7 +37,11 @@ def trained(one_rank) -> MegatronStep:
 
 
 def update(step: MegatronStep) -> dict[str, float]:
-    return dict(step.train_step(TrainBatch((ROW,)), sft_loss, lr=1e-3, num_sequences=1).metrics)
+    return dict(
+        step.train_step(
+            TrainBatch((ROW,)), step.on_logprobs(sft_loss), lr=1e-3, num_sequences=1
+        ).metrics
+    )
 
 
 def weights(step: MegatronStep) -> dict[str, torch.Tensor]:
@@ -181,6 +185,28 @@ def test_a_missing_file_and_a_missing_directory_are_named(trained, tmp_path):
     (tmp_path / "checkpoints/latest").write_text("step_000009\n")
     with pytest.raises(CheckpointError, match="names 'step_000009', which is not there"):
         store.latest()
+
+
+@pytest.mark.parametrize(
+    ("loop", "message"),
+    [
+        ({"step": 1}, "loop is damaged: it lacks prompts_drawn"),
+        ({"step": "1", "prompts_drawn": 0}, "loop.step is damaged: '1' instead of a whole number"),
+        ({"step": 1, "prompts_drawn": 0, "x": 1}, "loop is damaged: nothing is called x"),
+        ({"step": 1, "prompts_drawn": 0, "watched": 5}, "loop.watched is damaged: 5 instead"),
+        (
+            {"step": 1, "prompts_drawn": 0, "watched": [[]]},
+            r"loop.watched is damaged: \[\] inst",
+        ),
+    ],
+)
+def test_damaged_counters_are_not_resumed_from(loop, message, trained, tmp_path):
+    store = CheckpointStore(tmp_path, keep=1, tokenizer_dir=None)
+    path = save(trained, store, 1)
+    record = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps({**record, "loop": loop}))
+    with pytest.raises(CheckpointError, match=message):
+        store.load(path, trained.policy, trained.optimizer)
 
 
 def test_rope_settings_that_its_scaling_does_not_read_tell_no_models_apart():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from megatron_r1.config.algo import PpoConfig
 from megatron_r1.config.load import CONF_DIR, load_config, to_yaml
 from megatron_r1.config.model import DeepseekV3Config, GroupedQueryConfig
 from megatron_r1.config.overrides import usage
@@ -46,9 +47,11 @@ def test_the_saved_configuration_is_complete():
     assert "kl_estimator: k3" in text  # a default of the schema, not of a file
 
 
+MODELS = ["reward.models.helpful=one", "reward.models.safety=other"]
 NEEDED = {
     "jsonl": ["data.path=prompts.jsonl"],
-    "r1_stage2_models": ["reward.models.helpful=one", "reward.models.safety=other"],
+    "r1_stage2_models": MODELS,
+    "r1_stage4": MODELS,
 }
 
 
@@ -92,17 +95,18 @@ def test_a_stage_brings_its_objective_and_its_learning_rate():
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ("stage=dpo", "stage.pairs is not set"),
-        ("stage=distill", "stage.samples is not set"),
+        ("stage=dpo", "stage.examples is not set"),
+        ("stage=distill", "stage.examples is not set"),
         ("algo=dpo", "is no objective of stage.name = r1_zero. It is one of stage=dpo"),
-        ("stage=dpo algo=dapo", "It is one of stage=r1_zero or stage=tiny_r1_zero"),
-        ("stage=dpo stage.pairs=x", "stage.max_tokens = 8192 exceeds model.max_positions = 512"),
+        ("stage=dpo algo=dapo", "It is one of stage=r1_zero or stage=r1_stage2 or stage=r1_stage4"),
+        ("stage=dpo stage.examples=x", "stage.max_tokens = 8192 exceeds model.max_positions = 512"),
         (
-            "stage=dpo stage.pairs=x stage.max_tokens=300 parallel.max_tokens_per_microbatch=599",
+            "stage=dpo stage.examples=x stage.max_tokens=300 "
+            "parallel.max_tokens_per_microbatch=599",
             "2 x stage.max_tokens = 2 x 300 exceeds parallel.max_tokens_per_microbatch = 599",
         ),
-        ("stage=distill stage.samples=x algo=distill_logits", "set stage.teacher=DIR"),
-        ("stage=distill stage.samples=x stage.teacher=y", "stage.teacher = y has no meaning"),
+        ("stage=distill stage.examples=x algo=distill_logits", "set stage.teacher=DIR"),
+        ("stage=distill stage.examples=x stage.teacher=y", "stage.teacher = y has no meaning"),
         ("stage=dpo algo.label_smoothing=0.5", "algo.label_smoothing must be in [0, 0.5)"),
         ("algo=ppo algo.advantage_norm=std", "compares a rollout with its critic"),
         ("algo=ppo algo.gae_lambda=1.1", "algo.gae_lambda must be in [0, 1]"),
@@ -187,7 +191,46 @@ def test_impossible_combinations_name_values_and_a_way_out(overrides, world_size
         ("monitor.learned=[helpful]", "watches helpful, which reward.weights"),
         ("monitor.heldout_prompts=9 data.heldout_problems=8", "exceeds data.heldout_problems = 8"),
         ("monitor.kl_budget=0.1 algo.kl_beta=0", "needs a reference policy"),
+        ("stage=tiny_base algo=dpo monitor.kl_budget=0.1", "algo.name = dpo has no rollouts"),
     ],
 )
 def test_objectives_and_monitors_that_do_not_fit(overrides, expected):
     assert expected in message("rollout.max_response_tokens=64", *overrides.split())
+
+
+def test_ppo_can_be_made_with_its_own_defaults_which_are_its_files():
+    chosen = load_config(["algo=ppo"]).algo
+    for name in ("kl_place", "advantage_baseline", "advantage_norm"):
+        assert getattr(PpoConfig(), name) is getattr(chosen, name)
+
+
+def test_the_engine_is_asked_for_what_the_objective_needs():
+    plain = ["model=tiny_v3", "rollout=sglang", "rollout.max_response_tokens=64"]
+    assert not load_config(plain).rollout.routed_experts
+    stable = load_config([*plain, "algo=grpo_stable"])
+    assert stable.rollout.routed_experts and stable.rollout.sampling_masks
+    with pytest.raises(ConfigError, match=r"algo.replay_routing = true needs what rollout.routed"):
+        load_config([*plain, "algo=grpo_stable", "rollout.routed_experts=false"]).validate(1)
+    in_process = ["model=tiny_v3", "rollout.max_response_tokens=64", "algo=grpo_stable"]
+    load_config(in_process).validate(1)
+    with pytest.raises(ConfigError, match=r"rollout.top_p = 0.9 .* needs rollout=sglang"):
+        load_config([*in_process, "rollout.top_p=0.9"]).validate(1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["rollout.steps_ahead=1"], "ranks that train cannot sample meanwhile"),
+        (["rollout=sglang", "rollout.steps_ahead=2"], "must be 0 or 1, got 2"),
+        (["rollout=sglang", "rollout.steps_ahead=1"], "algo.rollout_correction_cap = 0 takes no"),
+        (
+            ["rollout=sglang", "rollout.weights_by=collective", "rollout.tensor=2"]
+            + ["rollout.attention_data=2"],
+            "takes no broadcasts with data-parallel",
+        ),
+        (["rollout=sglang", "rollout.bucket_bytes=100"], "each bucket is a request"),
+    ],
+)
+def test_ways_of_sampling_that_cannot_be_are_refused(overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        load_config(["model=tiny_v3", "rollout.max_response_tokens=64", *overrides]).validate(1)

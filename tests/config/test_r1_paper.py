@@ -18,7 +18,7 @@ from megatron_r1.config.load import load_config, to_yaml
 from megatron_r1.telemetry.run_dir import flatten
 
 TABLE = Path(__file__).with_name("r1_paper.tsv")
-FILES = ["stage.samples=samples.jsonl"]
+FILES = ["stage.examples=samples.jsonl"]
 BASES = ("qwen_1.5b", "qwen_7b", "qwen_14b", "qwen_32b", "llama_8b", "llama_70b")
 RUNS = {
     "zero": ["stage=r1_zero"],

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from megatron_r1.data.preferences import PreferencePair, read_preferences, write_preferences
+from megatron_r1.data.scored_rows import summary_of
 from megatron_r1.errors import DataError
 
 GOOD = b'{"prompt": "1 + 1 =", "chosen": " 2", "rejected": " 3"}'
@@ -52,6 +55,17 @@ def test_a_bad_line_is_named_with_its_number_and_its_start(tmp_path, line, messa
         read_preferences(path)
     assert str(caught.value).startswith(f"{path}:2: ")
     assert message in str(caught.value)
+
+
+def test_a_pair_that_differs_where_nothing_is_read_is_named_with_its_line(tmp_path):
+    """The helpful reward model reads summaries: two thoughts before one summary prefer neither."""
+    thoughts = {"prompt": "1", "chosen": "<think>a</think>two", "rejected": "<think>b</think> two "}
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(GOOD + b"\n" + json.dumps(thoughts).encode() + b"\n")
+    assert len(read_preferences(path)) == 2
+    with pytest.raises(DataError, match="have the same summary, 'two'") as caught:
+        read_preferences(path, part_read=summary_of)
+    assert str(caught.value).startswith(f"{path}:2: ")
 
 
 def test_a_file_that_is_missing_or_empty(tmp_path):

@@ -128,3 +128,40 @@ def test_nothing_left_to_train_on_is_an_error(tokenizer, tmp_path):
 def test_an_unknown_template_stops_before_the_first_draw(tokenizer):
     with pytest.raises(ConfigError, match="r1_zero, plain"):
         open_prompts(dataclasses.replace(GYM, template="r2"), tokenizer, seed=1)
+
+
+@pytest.fixture
+def three_sets(tmp_path):
+    lines = [
+        json.dumps({"question": f"{n}", "answer": "0", "dataset": dataset})
+        for n, dataset in enumerate(["sums", "help", "harm"] * 20)
+    ]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "heldout.jsonl").write_text(lines[0], encoding="utf-8")
+    return jsonl_config(path, heldout_path=str(tmp_path / "heldout.jsonl"), heldout_problems=1)
+
+
+def test_data_sets_that_are_held_back_come_at_their_step(three_sets, tokenizer):
+    source = open_prompts(three_sets, tokenizer, seed=1)
+    source.hold_back({"help", "harm"}, until_step=8)
+    early = source.take(30, step=6) + source.take(30, step=7)
+    assert {prompt.dataset for prompt in early} == {"sums"}
+    late = source.take(59, step=8)
+    assert {prompt.dataset for prompt in late} == {"sums", "help", "harm"}
+    assert [prompt.draw for prompt in [*early, *late]] == list(range(119))
+    again = open_prompts(three_sets, tokenizer, seed=1)
+    again.hold_back({"help", "harm"}, until_step=8)
+    again.seek(60)
+    assert again.take(59, step=8) == late
+    with pytest.raises(DataError, match="0 of 59 prompts have one of the data sets none"):
+        source.hold_back({"none"}, until_step=8)
+
+
+def test_data_sets_that_are_left_out_are_never_drawn(three_sets, tokenizer):
+    without = dataclasses.replace(three_sets, leave_out=["help", "harm"], heldout_path=None)
+    drawn = open_prompts(without, tokenizer, seed=1).take(100)
+    assert {prompt.dataset for prompt in drawn} == {"sums"}
+    nothing = dataclasses.replace(without, leave_out=["help", "harm", "sums"])
+    with pytest.raises(DataError, match="all 60 prompts are of data sets that data.leave_out"):
+        open_prompts(nothing, tokenizer, seed=1)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,7 +55,6 @@ def build(
     from megatron_r1.models.policy import Policy
     from megatron_r1.parallel.layout import enter_layout
     from megatron_r1.trainers.megatron_step import MegatronStep
-    from megatron_r1.trainers.value_step import ValueStep
 
     # A vocabulary that 4 does not divide, layers that no pipeline does, micro-batches of a few
     # rows.
@@ -70,7 +70,7 @@ def build(
     layout = enter_layout(config.parallel, seed=1)
     if scalar_head:
         policy = Policy(config.model, layout, config.precision, host, seed=7, head=Head.scalar)
-        return ValueStep(policy, OptimizerConfig(lr=LR, beta2=0.99))
+        return MegatronStep(policy, OptimizerConfig(lr=LR, beta2=0.99))
     policy = Policy(config.model, layout, config.precision, host, seed=7)
     return MegatronStep(policy, OptimizerConfig(lr=LR, beta2=0.99), mtp_loss=0.3)
 
@@ -104,8 +104,53 @@ def own_batch(step: Any) -> Any:
     """This replica's rows: every dp-th, so that replicas differ in tokens and micro-batches."""
     from megatron_r1.types import TrainBatch
 
-    dp = step.policy.layout.dp
-    return TrainBatch(rows=tuple(rows(step.policy.config.vocab_size)[dp.rank :: dp.size]))
+    dp, config = step.policy.layout.dp, step.policy.config
+    every = with_masks(with_routing(rows(config.vocab_size), config), config.vocab_size)
+    return TrainBatch(rows=tuple(every[dp.rank :: dp.size]))
+
+
+def with_masks(some_rows: list[Any], vocab_size: int) -> list[Any]:
+    """Every third row was drawn from 41 tokens at each of its trainable places."""
+    generator = torch.Generator().manual_seed(2)
+    gain = math.log(vocab_size / 41)  # of the probabilities, among so few
+    result = []
+    for number, row in enumerate(some_rows):
+        if number % 3 == 1:
+            kept = [
+                torch.cat(
+                    [token[None], torch.randperm(vocab_size, generator=generator)[:41]]
+                ).unique()
+                for token in row.tokens_L[row.loss_mask_L]
+            ]
+            counts_L = torch.zeros(row.num_tokens, dtype=torch.int64)
+            counts_L[row.loss_mask_L] = torch.tensor([len(ids) for ids in kept])
+            row = dataclasses.replace(
+                row,
+                kept_counts_L=counts_L,
+                kept_ids_J=torch.cat(kept),
+                logprobs_rollout_L=row.logprobs_rollout_L + gain,
+                logprobs_old_L=row.logprobs_old_L + gain,
+                logprobs_ref_L=row.logprobs_ref_L + gain,
+            )
+        result.append(row)
+    return result
+
+
+def with_routing(some_rows: list[Any], config: Any) -> list[Any]:
+    """Every other row has experts drawn at random for all of its tokens but the last, in the place
+    of the router's choices."""
+    if not hasattr(config, "num_experts"):
+        return some_rows
+    generator = torch.Generator().manual_seed(1)
+    result = []
+    for number, row in enumerate(some_rows):
+        if number % 2:
+            shape = (row.num_tokens, config.num_layers, config.num_experts)
+            drawn = torch.rand(shape, generator=generator).topk(config.experts_per_token).indices
+            drawn[-1] = -1
+            row = dataclasses.replace(row, routed_experts_LMK=drawn.to(torch.int16))
+        result.append(row)
+    return result
 
 
 def loss_function() -> Any:
@@ -118,7 +163,9 @@ def loss_function() -> Any:
 
 
 def take_step(step: Any) -> dict[str, float]:
-    result = step.train_step(own_batch(step), loss_function(), lr=LR, num_sequences=NUM_ROWS)
+    result = step.train_step(
+        own_batch(step), step.on_logprobs(loss_function()), lr=LR, num_sequences=NUM_ROWS
+    )
     assert not result.skipped
     return dict(result.metrics)
 
@@ -288,7 +335,7 @@ def own_pairs(step: Any) -> Any:
 
 def pair_scores(step: Any) -> dict[str, float]:
     """By number of the row."""
-    from megatron_r1.trainers.value_step import row_scores
+    from megatron_r1.trainers.forward_passes import row_scores
 
     dp = step.policy.layout.dp
     scores = row_scores(step.policy, own_pairs(step)).tolist()
@@ -374,7 +421,10 @@ def pair_and_token_loss(values_T: torch.Tensor, micro: Any) -> Any:
 
 
 def take_value_step(step: Any) -> dict[str, float]:
-    result = step.train_step(own_pairs(step), pair_and_token_loss, lr=LR, num_sequences=NUM_ROWS)
+    from megatron_r1.trainers.output_losses import on_values
+
+    loss = on_values(pair_and_token_loss)
+    result = step.train_step(own_pairs(step), loss, lr=LR, num_sequences=NUM_ROWS)
     assert not result.skipped
     return dict(result.metrics)
 
@@ -423,6 +473,7 @@ def decode(step: Any) -> tuple[dict[str, list[int]], float]:
     from megatron_r1.parallel.exchange import all_gather_objects
     from megatron_r1.rollout.engine import SamplingParams
     from megatron_r1.rollout.inprocess import InProcessEngine
+    from megatron_r1.trainers.forward_passes import row_logprobs
     from megatron_r1.types import Prompt, TrainBatch, TrainRow
 
     policy = step.policy
@@ -459,7 +510,7 @@ def decode(step: Any) -> tuple[dict[str, list[int]], float]:
             )
     # Context ranks decode rows of their own, and compute the log-probabilities of all together.
     batch = [row for part in all_gather_objects(batch, policy.layout.cp) for row in part]
-    trained = step.logprobs(TrainBatch(rows=tuple(batch)), temperature=0.8)
+    trained = row_logprobs(step.policy, TrainBatch(rows=tuple(batch)), temperature=0.8)
     if not policy.layout.is_last_stage:
         return responses, 0.0
     assert all(new_L.isfinite().all() for new_L in trained)

@@ -75,7 +75,7 @@ def examples(rows_in_each: int) -> list[tuple[Any, ...]]:
                 TrainRow(
                     tokens_L=torch.randint(0, VOCAB, (length,), generator=generator),
                     loss_mask_L=torch.arange(length) >= 3,
-                    values_L=0.1 * noise[0],
+                    values_old_L=0.1 * noise[0],
                     returns_L=noise[1],
                 )
             )
@@ -113,37 +113,41 @@ def dpo(host: Host, parallel: dict[str, Any]) -> dict[str, float]:
         for weight, before in own:
             weight.copy_(before)
     pairs = examples(2)
-    batch = with_reference(own_share(pairs, step.policy.layout.dp), step, bank)
-    loss = partial(dpo_pair_loss, config=config.algo, num_pairs=NUM_PAIRS)
+    batch = with_reference(own_share(pairs, step.policy.layout.dp), step.policy, bank)
+    loss = step.on_logprobs(partial(dpo_pair_loss, config=config.algo, num_pairs=NUM_PAIRS))
     found = two_steps(step, batch, loss, 2 * NUM_PAIRS)
-    return found | {"ordered right": share_ordered_right(pairs, step, bank)}
+    return found | {"ordered right": share_ordered_right(pairs, step.policy, bank)}
 
 
 def distillation(host: Host, parallel: dict[str, Any]) -> dict[str, float]:
     """From a teacher with more layers."""
     from megatron_r1.algos.distill import distillation_loss
-    from megatron_r1.trainers.distill import DistillStep, with_teacher_logits
+    from megatron_r1.trainers.distill import with_teacher_logits
+    from megatron_r1.trainers.megatron_step import MegatronStep
+    from megatron_r1.trainers.output_losses import on_divergence
     from megatron_r1.trainers.supervised import own_share
 
     choices = ("stage=distill", "algo=distill_logits", "algo.interpolation=0.3")
     config, draw = build(host, parallel, *choices)
-    step = DistillStep(draw(seed=7), config.optimizer, config.algo)
+    step = MegatronStep(draw(seed=7), config.optimizer)
     model = dataclasses.replace(config.model, num_layers=5, init_std=0.1)
     teacher = draw(model, seed=8)
     batch = with_teacher_logits(own_share(examples(1), step.policy.layout.dp), teacher)
-    return two_steps(step, batch, distillation_loss, NUM_PAIRS)
+    loss = on_divergence(distillation_loss, step.policy, config.algo)
+    return two_steps(step, batch, loss, NUM_PAIRS)
 
 
 def critic(host: Host, parallel: dict[str, Any]) -> dict[str, float]:
     from megatron_r1.algos.value import critic_loss
     from megatron_r1.config.model import Head
+    from megatron_r1.trainers.megatron_step import MegatronStep
+    from megatron_r1.trainers.output_losses import on_values
     from megatron_r1.trainers.supervised import own_share
-    from megatron_r1.trainers.value_step import ValueStep
 
     config, draw = build(host, parallel, "algo=ppo")
-    step = ValueStep(draw(seed=7, head=Head.scalar), config.algo.critic_optimizer)
+    step = MegatronStep(draw(seed=7, head=Head.scalar), config.algo.critic_optimizer)
     batch = own_share(examples(1), step.policy.layout.dp)
-    return two_steps(step, batch, partial(critic_loss, clip=0.2), NUM_PAIRS)
+    return two_steps(step, batch, on_values(partial(critic_loss, clip=0.2)), NUM_PAIRS)
 
 
 if __name__ == "__main__":

@@ -46,8 +46,8 @@ def quickstart(*overrides: str) -> subprocess.Popen:
     )
 
 
-def finish(process: subprocess.Popen) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=240)
+def finish(process: subprocess.Popen, *, timeout_s: float = 240) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=timeout_s)
     return process.returncode, output
 
 

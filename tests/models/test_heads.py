@@ -15,8 +15,9 @@ from megatron_r1.config.model import Head
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.errors import CheckpointError
 from megatron_r1.models.policy import Policy
+from megatron_r1.trainers.forward_passes import row_scores, row_values
 from megatron_r1.trainers.megatron_step import MegatronStep
-from megatron_r1.trainers.value_step import ValueStep, row_scores, token_values
+from megatron_r1.trainers.output_losses import on_values
 from megatron_r1.types import LossOutput, MicroBatch, TrainBatch, TrainRow
 from tests.checkpoint.hub import write_with_transformers
 from tests.models.builders import random_tokens, stream_of
@@ -50,6 +51,9 @@ def batch() -> TrainBatch:
 def difference_loss(values_T: Tensor, micro: MicroBatch) -> LossOutput:
     chosen, rejected = values_T[micro.loss_mask_T].view(-1, 2).unbind(1)
     return LossOutput(loss=(rejected - chosen).sum(), metrics={})
+
+
+DIFFERENCE = on_values(difference_loss)
 
 
 def weights(policy: Policy) -> dict[str, Tensor]:
@@ -89,16 +93,16 @@ def test_scores_do_not_depend_on_micro_batches_and_a_pair_stays_together(one_ran
     # 29 tokens hold the larger pair; three of the rows would fit by themselves.
     split = reward_model(one_rank, "deepseek_v3", "parallel.max_tokens_per_microbatch=29")
     torch.testing.assert_close(row_scores(split, batch()), whole, rtol=0, atol=1e-6)
-    step = ValueStep(split, OptimizerConfig())
-    outputs = step.accumulate_gradients(batch(), difference_loss, num_sequences=4)
+    step = MegatronStep(split, OptimizerConfig())
+    outputs = step.accumulate_gradients(batch(), DIFFERENCE, num_sequences=4)
     assert [int(output["train/tokens"][0]) for output in outputs] == [29, 17]
     loss = sum(float(output["train/loss"][0]) for output in outputs)
     assert loss == pytest.approx(float(whole[1] - whole[0] + whole[3] - whole[2]), abs=1e-5)
 
 
 def test_the_gradient_is_that_of_plain_autograd(one_rank):
-    step = ValueStep(reward_model(one_rank, "qwen3"), OptimizerConfig())
-    step.accumulate_gradients(batch(), difference_loss, num_sequences=4)
+    step = MegatronStep(reward_model(one_rank, "qwen3"), OptimizerConfig())
+    step.accumulate_gradients(batch(), DIFFERENCE, num_sequences=4)
     policy = reward_model(one_rank, "qwen3")
     tokens_T = torch.cat([row.tokens_L for row in batch().rows])
     scores = policy.forward(tokens_T, stream_of(LENGTHS))[torch.tensor(LENGTHS).cumsum(0) - 1]
@@ -120,11 +124,13 @@ def test_it_starts_from_a_language_models_checkpoint_and_comes_back_whole(
         one_rank.policy(load_family(family, *mtp), seed=1), OptimizerConfig()
     )
     row = dataclasses.replace(batch().rows[0], weight=1.0)
-    language_model.train_step(TrainBatch((row,)), sft_loss, lr=1e-3, num_sequences=1)
+    language_model.train_step(
+        TrainBatch((row,)), language_model.on_logprobs(sft_loss), lr=1e-3, num_sequences=1
+    )
     store = CheckpointStore(tmp_path / "lm", keep=1, tokenizer_dir=None)
     lm_path = store.save(LoopState(), language_model.policy, language_model.optimizer)
 
-    step = ValueStep(reward_model(one_rank, family, *mtp), OptimizerConfig())
+    step = MegatronStep(reward_model(one_rank, family, *mtp), OptimizerConfig())
     head = weights(step.policy)["score.weight"]
     load_weights(step.policy, lm_path)
     step.optimizer.reload_model_params()
@@ -132,16 +138,16 @@ def test_it_starts_from_a_language_models_checkpoint_and_comes_back_whole(
     assert torch.equal(own.pop("score.weight"), head)
     assert all(torch.equal(own[name], other[name]) for name in own)
 
-    step.train_step(batch(), difference_loss, lr=1e-3, num_sequences=4)
+    step.train_step(batch(), DIFFERENCE, lr=1e-3, num_sequences=4)
     store = CheckpointStore(tmp_path / "rm", keep=1, tokenizer_dir=None)
     path = store.save(LoopState(step=1), step.policy, step.optimizer)
     expected = row_scores(step.policy, batch())
-    went_on = step.train_step(batch(), difference_loss, lr=1e-3, num_sequences=4).metrics
+    went_on = step.train_step(batch(), DIFFERENCE, lr=1e-3, num_sequences=4).metrics
 
-    again = ValueStep(reward_model(one_rank, family, seed=99), OptimizerConfig())
+    again = MegatronStep(reward_model(one_rank, family, seed=99), OptimizerConfig())
     store.load(path, again.policy, again.optimizer)
     assert torch.equal(row_scores(again.policy, batch()), expected)
-    resumed = again.train_step(batch(), difference_loss, lr=1e-3, num_sequences=4).metrics
+    resumed = again.train_step(batch(), DIFFERENCE, lr=1e-3, num_sequences=4).metrics
     assert resumed == went_on
 
     scorer = reward_model(one_rank, family, seed=5)
@@ -165,7 +171,7 @@ def test_it_starts_from_a_hugging_face_language_model(one_rank, tmp_path):
 
 def test_values_are_those_of_every_token(one_rank):
     policy = reward_model(one_rank, "llama3")
-    values = token_values(policy, batch())
+    values = row_values(policy, batch())
     assert [len(values_L) for values_L in values] == list(LENGTHS)
     scores_N = row_scores(policy, batch())
     assert [float(values_L[-1]) for values_L in values] == scores_N.tolist()

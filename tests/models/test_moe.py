@@ -139,6 +139,35 @@ def test_padding_has_no_balance_loss_and_no_load(router):
     assert padded_load_E.sum() == 13 * TOP_K
 
 
+@pytest.mark.parametrize("family", ["deepseek_v3", "qwen3_moe"])
+def test_a_replayed_choice_has_the_routers_own_weights_and_gradient(one_rank, family):
+    policy = one_rank.policy(load_family(family))
+    router, config = policy.chunks[0].decoder.layers[1].mlp.router, policy.config
+    hidden_TD = random_hidden(6, router)
+    router.stream = stream_of([6], device=router.weight.device)
+    own_TE, chosen_TE = router(hidden_TD[:, None])
+    # The worst experts, but for the last token, of which nothing is known; and other layers' are
+    # not looked at.
+    worst_TK = own_TE.shape[1] - 1 - torch.arange(config.experts_per_token).expand(6, -1)
+    replayed_TMK = torch.zeros(6, config.num_layers, config.experts_per_token, dtype=torch.int16)
+    replayed_TMK[:, 1] = worst_TK
+    replayed_TMK[-1] = -1
+    router.stream.routed_experts_TMK = replayed_TMK.to(router.weight.device)
+    probs_TE, map_TE = router(hidden_TD[:, None])
+    expected_TE = torch.zeros_like(map_TE).scatter(1, worst_TK.to(map_TE.device), True)
+    expected_TE[-1] = chosen_TE[-1]
+    assert torch.equal(map_TE, expected_TE)
+    # Normalised over the experts that are chosen, whoever chose them.
+    torch.testing.assert_close(probs_TE.sum(dim=1), own_TE.sum(dim=1))
+    scores_TE = hidden_TD @ router.weight.T
+    scores_TE = scores_TE.sigmoid() if family == "deepseek_v3" else scores_TE.exp()
+    kept_TE = scores_TE * map_TE
+    share_TE = kept_TE / kept_TE.sum(dim=1, keepdim=True) * own_TE.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(probs_TE, share_TE)
+    (gradient,) = torch.autograd.grad(probs_TE[0, worst_TK[0, 0]], router.weight)
+    assert gradient[worst_TK[0]].abs().min() > 0
+
+
 def test_no_load_is_counted_without_gradients(router):
     router.stream = stream_of([4], device=router.weight.device)
     with torch.no_grad():
@@ -163,9 +192,8 @@ def test_a_step_moves_the_bias_against_the_load_of_all_micro_batches(policy):
         )
         for seed in range(3)
     )
-    MegatronStep(policy, OptimizerConfig()).train_step(
-        TrainBatch(rows=rows), sft_loss, lr=1e-3, num_sequences=3
-    )
+    step = MegatronStep(policy, OptimizerConfig())
+    step.train_step(TrainBatch(rows=rows), step.on_logprobs(sft_loss), lr=1e-3, num_sequences=3)
     assert num_calls == [3 * 3]  # three layers, and three rows that do not fit together
     for router, load_E in zip(routers, loads, strict=True):
         assert load_E.sum() == 90 * TOP_K and len(load_E.unique()) > 1

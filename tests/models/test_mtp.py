@@ -39,7 +39,9 @@ def build(one_rank, *overrides: str, mtp_loss: float = LAMBDA) -> MegatronStep:
 
 
 def loss_and_gradients(step: MegatronStep) -> tuple[float, dict[str, Tensor]]:
-    outputs = step.accumulate_gradients(TrainBatch(ROWS), sft_loss, num_sequences=len(ROWS))
+    outputs = step.accumulate_gradients(
+        TrainBatch(ROWS), step.on_logprobs(sft_loss), num_sequences=len(ROWS)
+    )
     gradients = {name: p.main_grad.double().cpu() for name, p in step.policy.named_parameters()}
     return sum(float(out["train/loss"][0]) for out in outputs), gradients
 
@@ -178,7 +180,9 @@ def test_a_sparse_prediction_layer_sees_no_other_sequence(one_rank):
 def test_prediction_layers_stay_as_they_are_unless_asked_for(name, one_rank):
     step = build(one_rank, f"model={name}", "model.num_mtp_layers=1", mtp_loss=0.0)
     before = {key: p.detach().clone() for key, p in step.policy.named_parameters()}
-    result = step.train_step(TrainBatch(ROWS), sft_loss, lr=1e-3, num_sequences=len(ROWS))
+    result = step.train_step(
+        TrainBatch(ROWS), step.on_logprobs(sft_loss), lr=1e-3, num_sequences=len(ROWS)
+    )
     assert "train/mtp_nll" not in result.metrics
     changed = {k for k, p in step.policy.named_parameters() if not torch.equal(p, before[k])}
     assert changed == {key for key in before if not key.startswith("mtp.")}
@@ -187,9 +191,9 @@ def test_prediction_layers_stay_as_they_are_unless_asked_for(name, one_rank):
 def test_prediction_layers_learn_a_batch_by_heart(one_rank):
     step = build(one_rank, "model=tiny_dense", "model.num_mtp_layers=1")
     nll = [
-        step.train_step(TrainBatch(ROWS), sft_loss, lr=3e-3, num_sequences=len(ROWS)).metrics[
-            "train/mtp_nll"
-        ]
+        step.train_step(
+            TrainBatch(ROWS), step.on_logprobs(sft_loss), lr=3e-3, num_sequences=len(ROWS)
+        ).metrics["train/mtp_nll"]
         for _ in range(30)
     ]
     assert nll[0] > 6 and nll[-1] < nll[0] / 2

@@ -132,5 +132,7 @@ def test_training_does_not_notice_that_a_set_was_used(policy, one_rank):
             if uses_set:
                 with bank.use("reference"):
                     logits(each)
-            step.train_step(TrainBatch(rows=(row,)), sft_loss, lr=1e-3, num_sequences=1)
+            step.train_step(
+                TrainBatch(rows=(row,)), step.on_logprobs(sft_loss), lr=1e-3, num_sequences=1
+            )
     assert same(snapshot(policy), snapshot(other))

@@ -48,6 +48,13 @@ def test_a_crash_a_loop_and_silence_are_told_apart():
     assert judged("", **SUMS)[1].endswith("wrong output ''")
 
 
+def test_an_output_that_looks_like_a_unit_tests_word_is_compared_as_a_whole():
+    digest = "5d41402abc4b2a76b9719d911017c592"
+    tests = {"stdio": [{"input": "hello", "output": digest + "\n"}]}
+    assert judged(f"print('{digest}')", **tests)[0] == 1.0
+    assert judged(f"print('a guess')\nprint('{digest}')", **tests)[0] == 0.0
+
+
 def test_unit_tests_see_the_solutions_names():
     unit = "assert double(3) == 6\nassert double('a') == 'aa'"
     assert judged("def double(x):\n    print('noise')\n    return 2 * x", unit=unit)[0] == 1.0

@@ -108,6 +108,20 @@ def test_a_verdict_is_lost_where_the_judge_is_cut_short():
         "The answer is",
         "Final answer:",
         "解",
+        "かいせつ",
+        "Respuesta",
+        "RESPUESTA:",
+        "Réponse :",
+        "Lösung:",
+        "Die Antwort ist:",
+        "Ответ:",
+        "答え：",
+        "풀이",
+        "उत्तर:",
+        "คำตอบ",
+        "الجواب:",
+        "Đáp án:",
+        "Solution: Answer:",
         "<answer></answer>",
         "<answer>:</answer>",
         r"\boxed{}",
@@ -122,7 +136,22 @@ def test_a_master_key_is_incorrect_without_asking(answer):
     assert endpoint.requests == []
 
 
-@pytest.mark.parametrize("answer", ["4", "-", "∞", r"\infty", "x", "∅", "Solution: 4", "no"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "4",
+        "-",
+        "∞",
+        r"\infty",
+        "x",
+        "∅",
+        "Solution: 4",
+        "no",
+        "Respuesta: 4",
+        "Resultant",
+        "答案是四",
+    ],
+)
 def test_a_short_answer_is_no_master_key(answer):
     assert is_master_key(answer) is (answer == "-")
 

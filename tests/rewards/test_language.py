@@ -88,6 +88,36 @@ def test_names_and_abbreviations_do_not_count_against_chinese():
     assert judged("根据 theorem 我们得到", "zh") < 1.0
 
 
+@pytest.mark.parametrize("written", [str.upper, str.title])
+def test_capitals_hide_no_language(written, texts):
+    """Capitals tell names where they are few: a text in capitals or title case counts as it is."""
+    wrong = [
+        (language, target)
+        for language, text in texts.items()
+        for target in ("en", "de")
+        if (share(written(text), target) > 0.9) is not (language == target)
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("thought", "value"),
+    [
+        ("we add", 1.0),
+        ("So seven.", 1.0),
+        ("Add them: 7", 1.0),
+        ("ja sicher", 0.0),
+        ("la suma es siete", 0.0),
+        ("WIR ADDIEREN BEIDE ZAHLEN", 0.0),
+        ("Wir Addieren Beide Zahlen Und Erhalten Die Summe", 0.0),
+        ("WE USE DNA AND RNA HERE", 1.0),
+        ("By Euler and Gauss the sum of both numbers is even", 1.0),
+    ],
+)
+def test_short_and_capital_thoughts(thought, value):
+    assert judged(thought) == value
+
+
 def test_no_thought_is_worth_nothing_and_the_answer_is_not_read():
     assert judged("") == 0.0
     assert language(prompt_of(), rollout_of("<think>we add</think>答案是三"))[0] == 1.0

@@ -84,6 +84,15 @@ def test_each_data_set_has_its_own_mix_and_its_own_steps():
     assert "format" in STAGE_2.weights_at("helpful", 1699)
 
 
+def test_rules_of_another_mix_are_not_applied():
+    """Workers hold the rules of every mix; a prompt is judged by those of its own."""
+    weights = STAGE_2.weights_at("safety", 1500)
+    group = group_of(prompt_of("3"), "<answer>3</answer>", "<answer>3</answer>")
+    rewards = [apply_rules(group.prompt, r, rules_of(STAGE_2), weights) for r in group.rollouts]
+    rewards = apply_group_rules(group, rewards, group_rules_of(STAGE_2), weights)
+    assert [reward.parts for reward in rewards] == [{"format": 0.0}] * 2
+
+
 def test_factors_change_at_their_steps():
     config = RewardConfig(weights={"format": 2.0}, schedules={"format": {10: 1.0, 20: 0.5, 30: 0}})
     weights = [config.weights_at("", step).get("format", 0.0) for step in (0, 9, 10, 19, 20, 30)]

@@ -14,7 +14,8 @@ from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.models.policy import Policy
 from megatron_r1.rollout.engine import SamplingParams
 from megatron_r1.rollout.sglang import SglangEngine
-from megatron_r1.stages.session import Session, rollout_servers
+from megatron_r1.stages.rollout_engine import rollout_servers
+from megatron_r1.stages.session import Session
 from megatron_r1.trainers.job import Job
 from megatron_r1.types import Prompt, Rollout
 from tests.models.builders import logits_of
@@ -142,6 +143,7 @@ def serve(one_rank, tokenizer: Tokenizer, root: Path, family: str, *overrides: s
         with rollout_servers(config, one_rank.host) as servers:
             host, job = one_rank.host, Job(one_rank.host)
             session = Session(config, host, policy.layout, config.run.dir, job, servers)
-            yield Served(policy, session.engine(policy, tokenizer), session)
+            with session.opened:
+                yield Served(policy, session.engine(policy, tokenizer), session)
 
     return serving()

@@ -99,6 +99,21 @@ def test_routed_experts_have_a_row_for_each_pass():
         read(ANSWER, experts_shape=(3, 2))
 
 
+def test_under_a_truncation_probabilities_are_among_what_was_kept():
+    masks = {
+        "output_token_sampling_mask": [[8, 3], [9], [0, 1, 2]],
+        "output_token_sampling_logprobs": [-0.75, 0.0, -1.0],
+    }
+    rollout = read(changed(**masks), sampling_masks=True)
+    assert rollout.kept_tokens == ((8, 3), (9,), (0, 1, 2))
+    assert rollout.logprobs == (-0.75, 0.0, -1.0)
+    masks["output_token_sampling_mask"] = [[3], [9], [0, 1, 2]]
+    with pytest.raises(UnusableAnswerError, match="not among those"):
+        read(changed(**masks), sampling_masks=True)
+    with pytest.raises(UnusableAnswerError, match="sampling masks: KeyError"):
+        read(ANSWER, sampling_masks=True)
+
+
 def test_labels_tell_version_and_owner():
     assert version_of(make_label(40, "mine"), "mine") == 40
     for foreign in ("40.theirs", "40", "default", "", "x.mine"):

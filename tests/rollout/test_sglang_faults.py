@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import pytest
 
+from megatron_r1.config.rollout import AtPublish
 from megatron_r1.errors import EngineError
+from megatron_r1.rollout.engine import SamplingParams
 from megatron_r1.rollout.server_api import checksums, samples_at_once
-from megatron_r1.types import VersionSpan
+from megatron_r1.rollout.servers import Weights
+from megatron_r1.stages.rollout_engine import weight_transport
+from megatron_r1.types import VersionSpan, spans
 from megatron_r1.weights.transport import WeightTransport
 from tests.rollout.served import MAX_GAP, needs_sglang, prompts, put, serve, worst_gap
 from tests.test_bad_input import refused
@@ -68,6 +72,34 @@ def test_a_rollout_goes_on_across_a_publish_and_says_so(deepseek):
     put(deepseek, new)
 
 
+def test_what_was_started_ahead_is_waited_for_or_goes_on_after_the_publish(deepseek, tokenizer):
+    asked, version = prompts(4), deepseek.version
+    params = SamplingParams(2, max_response_tokens=400, temperature=0.9, top_p=1.0, top_k=0, seed=1)
+    session = deepseek.session
+    [url] = session.servers.urls
+    versions: dict[AtPublish, set[int]] = {}
+    for at_publish in AtPublish:
+        rollout = dataclasses.replace(session.config.rollout, at_publish=at_publish)
+        config = dataclasses.replace(session.config, rollout=rollout)
+        engine = dataclasses.replace(session, config=config).engine(deepseek.policy, tokenizer)
+        engine.publish(version)
+        engine.start_ahead(asked, params)
+        time.sleep(0.5)
+        for _ in range(5):
+            assert samples_at_once(url, timeout_s=60)
+        engine.publish(version + 1)
+        groups = list(engine.generate(asked, params, weight_version=version + 1))
+        assert sorted(group.prompt.draw for group in groups) == [0, 1, 2, 3]
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        assert len(rollouts) == 8
+        versions[at_publish] = {span.version for r in rollouts for span in spans(r)}
+    assert versions == {
+        AtPublish.wait: {version},
+        AtPublish.retract: {version, version + 1},
+    }
+    deepseek.engine.publish(version)  # those were engines of other owners
+
+
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_server_that_dies_or_freezes_is_started_again(deepseek, signal_number):
     version = deepseek.version
@@ -103,8 +135,11 @@ class StruckTransport:
         self._transport = transport
         self._pid: int | None = pid
 
-    def prepare(self, label: str) -> Path:
+    def prepare(self, label: str) -> Weights:
         return self._transport.prepare(label)
+
+    def close(self) -> None:
+        self._transport.close()
 
     def send(self, label: str, urls: Sequence[str]) -> Mapping[str, float]:
         if self._pid is not None:
@@ -117,7 +152,8 @@ def test_a_server_that_dies_in_a_publish_gets_it_again(deepseek, tokenizer):
     version = deepseek.version + 1
     [pid] = deepseek.session.servers.pids
     session = deepseek.session
-    transport = deepseek.session.directory_transport(deepseek.policy, tokenizer)
+    config = session.config
+    transport = weight_transport(deepseek.policy, tokenizer, config.rollout, session.run_dir)
     struck = StruckTransport(transport, pid)
     deepseek.engine = session.engine(deepseek.policy, tokenizer, transport=struck)
     metrics = deepseek.engine.publish(version)

@@ -48,6 +48,18 @@ def test_the_script_asks_for_what_nemo_run_asks(stage, tmp_path):
     assert "--wait=60" in done.stdout and "launch/step.sh" in done.stdout
 
 
+def test_rollout_nodes_are_a_second_component(tmp_path):
+    nodes = ["rollout=sglang", "cluster.rollout_nodes=3"]
+    done = launch(tmp_path, "--dry-run", "experiment=quickstart", "cluster=slurm", *nodes)
+    assert done.returncode == 0, done.stderr
+    ranks, servers = done.stdout.split("#SBATCH hetjob")
+    asked = [dict(HEADER.findall(part)) for part in (ranks, servers)]
+    assert [(part["nodes"], part["ntasks-per-node"]) for part in asked] == [("2", "8"), ("3", "1")]
+    assert [part["gpus-per-node"] for part in asked] == ["8", "8"]
+    commands = re.findall(r"srun --het-group=(\d) .*launch/step.sh (\S+)", servers)
+    assert commands == [("0", "experiment=quickstart"), ("1", "serve")]
+
+
 def test_overrides_arrive_unchanged_and_secrets_nowhere(slurm, tmp_path):
     overrides = [
         "experiment=quickstart",

@@ -70,12 +70,12 @@ def test_stages_train_save_and_go_on(tmp_path):
     base = ["stage=tiny_base", "run.name=base", "stage.num_steps=1", "data.corpus_frac=0.4"]
     base += ["stage.sequences_per_step=4", "stage.num_documents=400"]
     init = f"model.init_from={tmp_path}/base"
-    dpo = ["stage=dpo", "run.name=dpo", init, f"stage.pairs={tmp_path}/pairs.jsonl"]
-    dpo += ["stage.pairs_per_step=6", "stage.max_tokens=64", "optimizer.lr=1e-3"]
-    dpo += [f"stage.heldout_pairs={tmp_path}/heldout.jsonl", "optimizer.warmup_steps=0"]
+    dpo = ["stage=dpo", "run.name=dpo", init, f"stage.examples={tmp_path}/pairs.jsonl"]
+    dpo += ["stage.examples_per_step=6", "stage.max_tokens=64", "optimizer.lr=1e-3"]
+    dpo += [f"stage.heldout={tmp_path}/heldout.jsonl", "optimizer.warmup_steps=0"]
     distill = ["stage=distill", "algo=distill_logits", init, "run.name=distill"]
-    distill += [f"stage.samples={tmp_path}/samples.jsonl", f"stage.teacher={tmp_path}/dpo"]
-    distill += ["stage.samples_per_step=6", "stage.num_epochs=1", "stage.max_tokens=64"]
+    distill += [f"stage.examples={tmp_path}/samples.jsonl", f"stage.teacher={tmp_path}/dpo"]
+    distill += ["stage.examples_per_step=6", "stage.num_epochs=1", "stage.max_tokens=64"]
     ppo = ["stage=r1_zero", "algo=ppo", init, "run.name=ppo", "stage.prompts_per_step=1"]
     ppo += ["stage.rollouts_per_prompt=2", "stage.steps_per_phase=1"]
     output = run(

@@ -57,6 +57,7 @@ def test_a_line_says_what_was_asked_answered_and_earned(tmp_path):
             "finish_reason": "stop",
             "tokens": 3,
             "weight_version": 12,
+            "version_spans": [[12, 0, 3]],
         }
     ]
 

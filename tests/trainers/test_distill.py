@@ -13,12 +13,12 @@ from megatron_r1.config.load import load_config
 from megatron_r1.telemetry.recorder import Recorder
 from megatron_r1.trainers.distill import (
     DistillLoopConfig,
-    DistillStep,
     train_distilled,
     with_teacher_logits,
 )
 from megatron_r1.trainers.job import Job
 from megatron_r1.trainers.megatron_step import MegatronStep
+from megatron_r1.trainers.output_losses import on_divergence
 from megatron_r1.trainers.supervised import SupervisedParts, own_share
 from megatron_r1.types import TrainRow
 from tests.models.builders import logits_of
@@ -27,9 +27,9 @@ pytestmark = pytest.mark.megatron
 
 OVERRIDES = [
     "stage=distill",
-    "stage.samples=samples.jsonl",
+    "stage.examples=samples.jsonl",
     "stage.teacher=teacher",
-    "stage.samples_per_step=8",
+    "stage.examples_per_step=8",
     "stage.max_tokens=64",
     "optimizer.lr=3e-3",
     "optimizer.min_lr=3e-4",
@@ -67,7 +67,9 @@ def train(one_rank, run_dir, step, config, teacher) -> list[dict]:
         recorder=recorder,
         job=Job(one_rank.host),
     )
-    settings = DistillLoopConfig(stage=config.stage, optimizer=config.optimizer, seed=1)
+    settings = DistillLoopConfig(
+        stage=config.stage, algo=config.algo, optimizer=config.optimizer, seed=1
+    )
     state = train_distilled(parts, settings, samples(8), LoopState(), teacher=teacher)
     assert state.step == 30
     recorder.close()
@@ -79,7 +81,7 @@ def train(one_rank, run_dir, step, config, teacher) -> list[dict]:
 def test_a_student_comes_near_its_teachers_distribution(interpolation, one_rank, tmp_path):
     choices = ["algo=distill_logits", f"algo.interpolation={interpolation}", "stage.num_epochs=30"]
     config = load_config([*OVERRIDES, *STUDENT, *choices])
-    step = DistillStep(one_rank.policy(config), config.optimizer, config.algo)
+    step = MegatronStep(one_rank.policy(config), config.optimizer)
     rows = train(one_rank, tmp_path / "run", step, config, teacher_of(one_rank))
     nats = [row["distill/divergence"] for row in rows]
     assert nats[0] > 0.05
@@ -96,10 +98,11 @@ def test_a_student_of_samples_learns_their_likelihood(one_rank, tmp_path):
 
 def test_the_divergence_is_that_of_the_two_models_logits(one_rank):
     config = load_config([*OVERRIDES, *STUDENT, "algo=distill_logits", "algo.temperature=2"])
-    step = DistillStep(one_rank.policy(config), config.optimizer, config.algo)
+    step = MegatronStep(one_rank.policy(config), config.optimizer)
     teacher, drawn = teacher_of(one_rank), samples(3)
     batch = with_teacher_logits(own_share(drawn, step.policy.layout.dp), teacher)
-    outputs = step.accumulate_gradients(batch, distillation_loss, num_sequences=3)
+    loss = on_divergence(distillation_loss, step.policy, config.algo)
+    outputs = step.accumulate_gradients(batch, loss, num_sequences=3)
     total, count = 0.0, 0
     for (row,) in drawn:
         student_LV, teacher_LV = (

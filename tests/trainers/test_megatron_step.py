@@ -16,6 +16,7 @@ from megatron_r1.config.algo import GrpoConfig
 from megatron_r1.config.load import load_config
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.data.packing import build_micro_batch
+from megatron_r1.trainers.forward_passes import row_logprobs
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.micro_batches import move_to_device
 from megatron_r1.types import TrainBatch, TrainRow
@@ -56,7 +57,7 @@ def weights(step: MegatronStep) -> dict[str, Tensor]:
 def loss_and_gradients(
     step: MegatronStep, loss, batch: TrainBatch = BATCH
 ) -> tuple[float, dict[str, Tensor], int]:
-    outputs = step.accumulate_gradients(batch, loss, num_sequences=len(LENGTHS))
+    outputs = step.accumulate_gradients(batch, step.on_logprobs(loss), num_sequences=len(LENGTHS))
     gradients = {n: w.main_grad.clone() for n, w in step.policy.named_parameters()}
     return sum(float(out["train/loss"][0]) for out in outputs), gradients, len(outputs)
 
@@ -87,7 +88,10 @@ def test_before_an_update_its_own_pass_has_the_old_logprobs(capacity, one_rank):
     capacity_setting = f"parallel.max_tokens_per_microbatch={capacity}"
     step = build(one_rank, "tiny_v3", capacity_setting, "model.bias_update_rate=0")
     found = {}
-    for name, old in (("computed", step.logprobs(BATCH)), ("left out", [None] * len(LENGTHS))):
+    for name, old in (
+        ("computed", row_logprobs(step.policy, BATCH)),
+        ("left out", [None] * len(LENGTHS)),
+    ):
         rows = zip(BATCH.rows, old, strict=True)
         batch = TrainBatch(tuple(dataclasses.replace(row, logprobs_old_L=x) for row, x in rows))
         found[name] = loss_and_gradients(step, LOSSES["grpo"], batch)
@@ -159,12 +163,13 @@ def test_a_gradient_that_is_not_finite_changes_nothing(one_rank):
     broken_batch = TrainBatch(rows=(BATCH.rows[0], broken, *BATCH.rows[2:]))
     step, untouched = build(one_rank, "tiny_dense"), build(one_rank, "tiny_dense")
     before = weights(step)
-    result = step.train_step(broken_batch, loss, lr=1e-3, num_sequences=5)
+    result = step.train_step(broken_batch, step.on_logprobs(loss), lr=1e-3, num_sequences=5)
     assert result.skipped
     assert all(torch.equal(before[name], weight) for name, weight in weights(step).items())
     # Nor does the optimizer remember it: the next step is what a fresh optimizer's first one is.
     for each in (step, untouched):
-        assert not each.train_step(BATCH, loss, lr=1e-3, num_sequences=5).skipped
+        again = each.train_step(BATCH, each.on_logprobs(loss), lr=1e-3, num_sequences=5)
+        assert not again.skipped
     after, expected = weights(step), weights(untouched)
     assert all(torch.equal(after[name], expected[name]) for name in expected)
     assert not any(torch.equal(after[name], before[name]) for name in before)
@@ -174,7 +179,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(one_rank):
 @pytest.mark.parametrize("name", ["tiny_v3", "tiny_dense"])
 def test_logprobs_are_the_log_softmax_of_the_logits_before(name, temperature, one_rank):
     step = build(one_rank, name, "parallel.max_tokens_per_microbatch=48")
-    by_row = step.logprobs(BATCH, temperature=temperature)
+    by_row = row_logprobs(step.policy, BATCH, temperature=temperature)
     for row, logprobs_L in zip(BATCH.rows, by_row, strict=True):
         logits_LV = logits_of(step.policy, row.tokens_L, [row.num_tokens])
         log_p_LV = torch.log_softmax(logits_LV / temperature, dim=-1)
@@ -188,7 +193,7 @@ def test_metrics_count_tokens_and_name_the_update(one_rank):
     seen = []
     result = step.train_step(
         BATCH,
-        sft_loss,
+        step.on_logprobs(sft_loss),
         lr=1e-3,
         num_sequences=5,
         on_micro_batch=lambda done, total: seen.append((done, total)),
@@ -203,8 +208,9 @@ def test_metrics_count_tokens_and_name_the_update(one_rank):
 @pytest.mark.parametrize("name", ["tiny_v3", "tiny_dense"])
 def test_a_tiny_policy_learns_a_batch_by_heart(name, one_rank):
     step = build(one_rank, name)
+    loss = step.on_logprobs(sft_loss)
     nll = [
-        step.train_step(BATCH, sft_loss, lr=3e-3, num_sequences=5).metrics["train/nll"]
+        step.train_step(BATCH, loss, lr=3e-3, num_sequences=5).metrics["train/nll"]
         for _ in range(30)
     ]
     assert nll[0] > 6 and nll[-1] < nll[0] / 2
@@ -213,7 +219,8 @@ def test_a_tiny_policy_learns_a_batch_by_heart(name, one_rank):
 def test_a_skipped_step_leaves_the_expert_bias(one_rank):
     step = build(one_rank, "tiny_v3")
     rows = (dataclasses.replace(BATCH.rows[0], advantage=math.nan), *BATCH.rows[1:])
-    assert step.train_step(TrainBatch(rows), LOSSES["grpo"], lr=1e-3, num_sequences=5).skipped
+    loss = step.on_logprobs(LOSSES["grpo"])
+    assert step.train_step(TrainBatch(rows), loss, lr=1e-3, num_sequences=5).skipped
     biases = [b for n, b in step.policy.named_buffers() if n.endswith("expert_bias")]
     assert biases
     assert all((bias == 0).all() for bias in biases)
@@ -226,6 +233,46 @@ def test_gradients_are_clipped_before_adam(clip_grad, moves, one_rank):
     optimizer = OptimizerConfig(clip_grad=clip_grad, eps=1e-8)
     step = MegatronStep(one_rank.policy(config), optimizer)
     before = weights(step)
-    step.train_step(BATCH, sft_loss, lr=1e-3, num_sequences=5)
+    step.train_step(BATCH, step.on_logprobs(sft_loss), lr=1e-3, num_sequences=5)
     change = max(float((w - before[n]).abs().max()) for n, w in weights(step).items())
     assert (change > 5e-4) == moves and (change < 1e-6) != moves
+
+
+@pytest.mark.parametrize("name", ["tiny_dense", "tiny_v3"])
+def test_without_all_logits_loss_and_gradients_are_the_same(name, one_rank, monkeypatch):
+    monkeypatch.setattr("r1_kernels.token_logprobs.CHUNK_BYTES", 1 << 12)
+    results = []
+    for logprobs in ("fused", "plain"):
+        # Tied embeddings in the dense model: its head's gradient meets that of the embedding.
+        step = build(one_rank, name, f"precision.logprobs={logprobs}")
+        step = MegatronStep(step.policy, OptimizerConfig(), mtp_loss=0.3)
+        rows = row_logprobs(step.policy, BATCH, temperature=0.8)
+        loss, gradients, _ = loss_and_gradients(step, LOSSES["grpo"])
+        results.append((loss, rows, gradients))
+    (fused, *_), (plain, *_) = results
+    assert fused == pytest.approx(plain, rel=1e-6)
+    for one, other in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    for name_, gradient in results[1][2].items():
+        # Sums in another order; gradients of this batch reach 1e-1.
+        torch.testing.assert_close(results[0][2][name_], gradient, rtol=1e-4, atol=1e-6, msg=name_)
+
+
+def test_a_float32_head_keeps_what_bfloat16_logits_lose(one_rank):
+    """A policy in bfloat16 whose head is given in float32 agrees with itself both ways, and not
+    with one whose logits are rounded."""
+    rows = {}
+    for logprobs in ("fused", "plain"):
+        for float32_head in (True, False):
+            step = build(
+                one_rank,
+                "tiny_dense",
+                "precision=bf16",
+                f"precision.logprobs={logprobs}",
+                f"precision.float32_head={float32_head}",
+            )
+            rows[logprobs, float32_head] = torch.cat(row_logprobs(step.policy, BATCH))
+    exact = rows["plain", True]
+    torch.testing.assert_close(rows["fused", True], exact, rtol=1e-5, atol=1e-5)
+    for logprobs in ("fused", "plain"):
+        assert (rows[logprobs, False] - exact).abs().max() > 1e-4

@@ -101,7 +101,7 @@ PPO = dict(advantage_baseline=AdvantageBaseline.none, kl_place=KlPlace.token_rew
 
 def test_a_critic_is_compared_with_the_reward_and_the_penalties_that_came(dp):
     config = PpoConfig(kl_beta=0.5, advantage_norm=AdvantageNorm.none, gae_lambda=0.5, **PPO)
-    row = dataclasses.replace(row_of(2.0, [0.2, 0.4]), values_L=torch.tensor([9.0, 1.0, 3.0]))
+    row = dataclasses.replace(row_of(2.0, [0.2, 0.4]), values_old_L=torch.tensor([9.0, 1.0, 3.0]))
     (row,) = completed([row], config, dp)
     # Rewards -0.1 and 2 - 0.2. Last token: 1.8 - 3 = -1.2. The one before: -0.1 + 3 - 1 + 0.5 x
     # -1.2 = 1.3. The critic should have said the sums. Of the prompt nothing is asked.
@@ -112,7 +112,7 @@ def test_a_critic_is_compared_with_the_reward_and_the_penalties_that_came(dp):
 def test_with_lambda_1_the_return_is_the_reward_to_go_whatever_the_critic_said(dp):
     config = PpoConfig(kl_beta=0.0, advantage_norm=AdvantageNorm.batch, **PPO)
     rows = [
-        dataclasses.replace(row_of(reward, [0.0] * 3), values_L=torch.randn(4))
+        dataclasses.replace(row_of(reward, [0.0] * 3), values_old_L=torch.randn(4))
         for reward in (1.0, 0.0)
     ]
     done = completed(rows, config, dp)

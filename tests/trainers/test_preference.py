@@ -32,8 +32,8 @@ pytestmark = pytest.mark.megatron
 
 OVERRIDES = [
     "stage=dpo",
-    "stage.pairs=pairs.jsonl",
-    "stage.pairs_per_step=8",
+    "stage.examples=pairs.jsonl",
+    "stage.examples_per_step=8",
     "stage.max_tokens=64",
     "model=tiny_dense",
     "model.num_layers=2",
@@ -101,9 +101,9 @@ def test_a_tiny_policy_learns_what_is_preferred(one_rank, tokenizer, tmp_path):
     assert rows[-1]["train/loss"] < 0.5
     # On numbers that it has not seen, too; and of itself the reference orders nothing.
     unseen = pairs(tokenizer, range(100, 120))
-    assert share_ordered_right(unseen, step, bank) == 1
+    assert share_ordered_right(unseen, step.policy, bank) == 1
     with bank.use(REFERENCE):
-        assert share_ordered_right(unseen, step, bank) == 0
+        assert share_ordered_right(unseen, step.policy, bank) == 0
 
 
 def test_a_run_that_goes_on_keeps_its_first_reference(one_rank, tokenizer, tmp_path):
@@ -128,8 +128,8 @@ def test_loss_and_gradients_do_not_depend_on_micro_batches(one_rank, tokenizer):
         with torch.no_grad():  # a reference that is another model than the policy
             for _, weight in step.policy.named_parameters():
                 weight.mul_(1.05)
-        batch = with_reference(batch, step, bank)
-        loss = partial(dpo_pair_loss, config=config.algo, num_pairs=5)
+        batch = with_reference(batch, step.policy, bank)
+        loss = step.on_logprobs(partial(dpo_pair_loss, config=config.algo, num_pairs=5))
         outputs = step.accumulate_gradients(batch, loss, num_sequences=10)
         total = sum(float(output["train/loss"][0]) for output in outputs)
         gradients = {n: w.main_grad.clone() for n, w in step.policy.named_parameters()}

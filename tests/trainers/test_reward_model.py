@@ -22,18 +22,19 @@ from megatron_r1.data.packing import build_micro_batch
 from megatron_r1.data.preferences import PreferencePair
 from megatron_r1.data.safety_labels import LabelledResponse
 from megatron_r1.data.scored_rows import scored_row, summary_of
-from megatron_r1.stages.rm_helpful import helpful_task, pair_rows
-from megatron_r1.stages.rm_safety import labelled_row, safety_task
+from megatron_r1.errors import DataError
+from megatron_r1.stages.rm_helpful import helpful_task, pair_rows, read_pairs
+from megatron_r1.stages.rm_safety import check_both_labels, labelled_row, safety_task
 from megatron_r1.telemetry.recorder import Recorder
+from megatron_r1.trainers.forward_passes import row_scores
 from megatron_r1.trainers.job import Job
+from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.reward_model import (
     RewardTask,
     heldout_metrics,
-    steps_in_epochs,
     train_reward_model,
 )
 from megatron_r1.trainers.supervised import SupervisedParts
-from megatron_r1.trainers.value_step import ValueStep, row_scores
 from megatron_r1.types import TrainBatch, TrainRow
 
 OVERRIDES = [
@@ -81,12 +82,12 @@ def labelled_responses(count: int, seed: int) -> list[LabelledResponse]:
 
 def train(
     one_rank, run_dir: Path, tokenizer, stage: str, *choices: str, examples, heldout
-) -> tuple[ValueStep, RewardTask, list[dict], Path]:
+) -> tuple[MegatronStep, RewardTask, list[dict], Path]:
     config = load_config([*OVERRIDES, f"stage={stage}", *choices])
     task = (helpful_task if stage == "rm_helpful" else safety_task)(config.stage)
-    step = ValueStep(one_rank.policy(config, head=Head.scalar), config.optimizer)
+    step = MegatronStep(one_rank.policy(config, head=Head.scalar), config.optimizer)
     run_dir.mkdir()
-    num_steps = steps_in_epochs(config.stage, len(examples), task.examples_per_step)
+    num_steps = config.stage.num_steps(len(examples))
     recorder = Recorder(
         run_dir, config.telemetry, label="rm", first_step=0, num_steps=num_steps, is_main=True
     )
@@ -103,7 +104,7 @@ def train(
     return step, task, rows, store.latest()
 
 
-def check_transformers(step: ValueStep, checkpoint: Path, rows: Sequence[TrainRow]) -> None:
+def check_transformers(step: MegatronStep, checkpoint: Path, rows: Sequence[TrainRow]) -> None:
     """The exported model gives each row the same score."""
     from transformers import AutoModelForSequenceClassification
 
@@ -122,7 +123,7 @@ def test_a_helpful_model_orders_nine_of_ten_new_pairs(one_rank, tokenizer, tmp_p
         [pair_rows(pair, "plain", tokenizer) for pair in helpful_pairs(count, seed)]
         for count, seed in ((480, 0), (100, 1))
     )
-    choices = ["stage.pairs_per_step=16", "stage.evaluate_every_steps=10"]
+    choices = ["stage.examples_per_step=16", "stage.evaluate_every_steps=10"]
     step, task, rows, checkpoint = train(
         one_rank,
         tmp_path / "run",
@@ -147,7 +148,7 @@ def test_a_safety_model_tells_threats_from_others(one_rank, tokenizer, tmp_path)
         [labelled_row(case, "plain", tokenizer) for case in labelled_responses(count, seed)]
         for count, seed in ((960, 0), (200, 1))
     )
-    choices = ["stage.responses_per_step=32", "stage.evaluate_every_steps=100"]
+    choices = ["stage.examples_per_step=32", "stage.evaluate_every_steps=100"]
     step, _, rows, checkpoint = train(
         one_rank,
         tmp_path / "run",
@@ -214,23 +215,24 @@ def test_the_pair_loss_and_its_margin_by_hand():
 
 
 def test_the_point_loss_by_hand():
-    # log(1 + e^-2) = 0.12693 for a safe one at 2, log(1 + e^1) = 1.31326 for an unsafe one at 1.
-    loss, metrics = example_loss(scored_points_loss, [2, 1], [1, 0], num_examples=2)
-    assert loss == pytest.approx((0.12693 + 1.31326) / 2, abs=1e-5)
-    assert [float(x) for x in metrics["reward_model/accuracy"]] == [1, 2]
+    # log(1 + e^-2) = 0.12693 and log(1 + e^-3) = 0.04859 for safe ones at 2 and 3, log(1 + e^1) =
+    # 1.31326 for an unsafe one at 1, which alone is judged wrongly.
+    loss, metrics = example_loss(scored_points_loss, [2, 1, 3], [1, 0, 1], num_examples=3)
+    assert loss == pytest.approx((0.12693 + 1.31326 + 0.04859) / 3, abs=1e-5)
+    assert [float(x) for x in metrics["reward_model/accuracy"]] == [2, 3]
 
 
 def test_an_epoch_of_the_paper():
     """66,000 pairs and 106,000 labelled responses, 256 a step."""
-    config = load_config(["stage=rm_helpful", "stage.pairs=pairs.jsonl"])
-    assert steps_in_epochs(config.stage, 66_000, config.stage.pairs_per_step) == 258
+    config = load_config(["stage=rm_helpful", "stage.examples=pairs.jsonl"])
+    assert config.stage.num_steps(66_000) == 258
     assert (config.optimizer.lr, config.stage.num_epochs, config.stage.max_tokens) == (
         6e-6,
         1,
         8192,
     )
-    config = load_config(["stage=rm_safety", "stage.responses=labelled.jsonl"])
-    assert steps_in_epochs(config.stage, 106_000, config.stage.responses_per_step) == 415
+    config = load_config(["stage=rm_safety", "stage.examples=labelled.jsonl"])
+    assert config.stage.num_steps(106_000) == 415
 
 
 def test_examples_are_pairs(tokenizer):
@@ -239,5 +241,22 @@ def test_examples_are_pairs(tokenizer):
     )
     assert chosen.label == rejected.label == 1.5
     assert chosen.num_tokens == rejected.num_tokens
-    example: Example = labelled_row(LabelledResponse("1 =", "1", safe=True), "plain", tokenizer)
+    response = "<think>x</think>1"  # safety is judged of all of it
+    case = LabelledResponse("1 =", response, safe=True)
+    example: Example = labelled_row(case, "plain", tokenizer)
     assert [row.label for row in example] == [1.0]
+    assert example[0].num_tokens == len(tokenizer.encode("1 =") + tokenizer.encode(response)) + 1
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_held_out_responses_of_one_label_tell_nothing(safe):
+    cases = [LabelledResponse("1 =", "1", safe=safe)] * 2
+    with pytest.raises(DataError, match=f"{2 * safe} of 2 held-out responses are safe"):
+        check_both_labels(cases, "heldout.jsonl")
+
+
+def test_pairs_of_one_summary_are_refused_by_line(tokenizer, tmp_path):
+    pair = {"prompt": "1 =", "chosen": "<think>1</think>2", "rejected": "<think>3</think>2"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair))
+    with pytest.raises(DataError, match="pairs.jsonl:1: .* have the same summary, '2'"):
+        read_pairs(str(tmp_path / "pairs.jsonl"), "plain", tokenizer)

@@ -27,10 +27,10 @@ from megatron_r1.telemetry.recorder import Recorder
 from megatron_r1.trainers.critic import Critic
 from megatron_r1.trainers.job import Job
 from megatron_r1.trainers.megatron_step import MegatronStep
+from megatron_r1.trainers.output_losses import on_values
 from megatron_r1.trainers.reward_parts import RewardModels
 from megatron_r1.trainers.rl import train_rl
 from megatron_r1.trainers.rl_parts import RlConfig, RlParts
-from megatron_r1.trainers.value_step import ValueStep
 from megatron_r1.trainers.watch import RewardHackError
 from megatron_r1.types import TrainBatch, TrainRow
 from tests.rewards.rules_for_tests import even_tokens, flawed_judge
@@ -84,7 +84,7 @@ def train(
     run_dir: Path,
     *choices: str,
     even_tokens_weight: float = 1.0,
-    reward_model: ValueStep | None = None,
+    reward_model: MegatronStep | None = None,
 ) -> list[dict]:
     """The metrics of every step of a run, which goes on from its last checkpoint."""
     weight = f"+reward.weights.even_tokens={even_tokens_weight}"
@@ -100,12 +100,12 @@ def train(
     critic = None
     if isinstance(config.algo, PpoConfig):
         model = one_rank.policy(config, head=Head.scalar)
-        critic = Critic(ValueStep(model, config.algo.critic_optimizer), config.algo)
+        critic = Critic(MegatronStep(model, config.algo.critic_optimizer), config.algo)
     bank = WeightBank(step.policy)
     store = CheckpointStore(run_dir, keep=1, tokenizer_dir=None)
     state, num_steps = LoopState(), config.stage.num_steps
     if store.latest() is not None:
-        value_step = critic and critic.value_step
+        value_step = critic and critic.megatron_step
         state = store.load(store.latest(), step.policy, step.optimizer, bank, value_step)
     recorder = Recorder(
         run_dir,
@@ -286,10 +286,10 @@ def test_the_monitor_names_a_hack_and_the_stop_rule_ends_the_run(
     assert phases[-1]["monitor/verified"] < phases[0]["monitor/verified"]
 
 
-def flawed_reward_model(one_rank, tokenizer) -> ValueStep:
+def flawed_reward_model(one_rank, tokenizer) -> MegatronStep:
     """Learned from pairs whose better response has some words of odd ids in it: those it likes."""
     config = load_config(["model=tiny_dense", "model.num_layers=2", "parallel=default"])
-    step = ValueStep(one_rank.policy(config, head=Head.scalar), OptimizerConfig())
+    step = MegatronStep(one_rank.policy(config, head=Head.scalar), OptimizerConfig())
     rng = random.Random(0)
     # Token ids that are found again in their text.
     ids = range(tokenizer.vocab_size)
@@ -306,7 +306,7 @@ def flawed_reward_model(one_rank, tokenizer) -> ValueStep:
         rows = tuple(row(num_odd) for _ in range(32) for num_odd in (6, 0))
         result = step.train_step(
             TrainBatch(rows=rows, rows_together=2),
-            partial(scored_pairs_loss, num_pairs=32),
+            on_values(partial(scored_pairs_loss, num_pairs=32)),
             lr=3e-3,
             num_sequences=64,
         )

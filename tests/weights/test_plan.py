@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_r1.checkpoint.fp8_blocks import SCALE_SUFFIX, is_quantized, quantize
 from megatron_r1.config.load import load_config
 from megatron_r1.config.model import (
     DeepseekV3Config,
@@ -27,6 +26,7 @@ from megatron_r1.errors import ConfigError
 from megatron_r1.weights.boxes import slices, within
 from megatron_r1.weights.buckets import OpenBucket, give, merge
 from megatron_r1.weights.engine_layout import EngineLayout, Receive
+from megatron_r1.weights.fp8_files import SCALE_SUFFIX, is_quantized
 from megatron_r1.weights.names import Form, NameMapping, name_table, to_megatron
 from megatron_r1.weights.plan import Plan, Quantizer, plan_weights
 from megatron_r1.weights.plan_report import (
@@ -40,6 +40,7 @@ from megatron_r1.weights.plan_report import (
     sent_bytes,
 )
 from megatron_r1.weights.trainer_layout import TrainerLayout
+from r1_kernels.fp8_blocks import quantize
 from tests.models.families import FAMILIES, load_family
 
 NUM_DRAWN = 40

@@ -1,17 +1,22 @@
-"""One rank of the tests of weights over collective groups: publishes from many layouts.
+"""One rank of the tests of weights on their way to engines: publishes from many layouts.
 
     torchrun ... wire_worker.py CASE      CASE: a JSON file
 
 Its ranks start one real SGLang server, publish weights drawn from some seeds through a directory
 from as many replicas as there are ranks, and take the server's checksums as what they have to be;
-then go through layouts, publish the same weights over the wire, and compare checksums and
-log-probabilities. Results, a list by layout, go to the file `results` of the case.
+then go through rounds of a way, a layout and what happens amid the last publish: publish the same
+weights, and compare checksums and log-probabilities. Results, a list, go to the file `results` of
+the case.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import threading
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -26,16 +31,16 @@ from tests.weights.live_bytes import LiveBytes
 def main(case: dict[str, Any]) -> None:
     host = prepare()
     start_process_group(host, timeout_minutes=30)
-    from megatron_r1.stages.session import rollout_servers
+    from megatron_r1.stages.rollout_engine import rollout_servers
 
     config = configuration(case, {})
     results: list[dict[str, Any]] = []
     with rollout_servers(config, host) as servers:
-        reference = publishes(case, host, servers, {}, over_wire=False)
-        for parallel in case["layouts"]:
-            found = publishes(case, host, servers, parallel, over_wire=True)
-            found["same_checksums"] = found.pop("held") == reference["held"]
-            results.append({"layout": parallel} | found)
+        reference = publishes(case, host, servers, {}, way="directory")["held"]
+        for way, parallel, strike in case["rounds"]:
+            found = publishes(case, host, servers, parallel, way=way, strike=strike)
+            found["same_checksums"] = found.pop("held") == reference
+            results.append({"way": way, "layout": parallel, "strike": strike} | found)
             if dist.get_rank() == 0:
                 print(json.dumps(results[-1]), flush=True)
     if dist.get_rank() == 0:
@@ -46,7 +51,9 @@ def main(case: dict[str, Any]) -> None:
 def configuration(case: dict[str, Any], parallel: dict[str, Any]) -> Any:
     from tests.models.families import load_family
 
-    settings = [f"parallel.{name}={value}" for name, value in parallel.items()]
+    settings = [
+        f"{name if '.' in name else 'parallel.' + name}={value}" for name, value in parallel.items()
+    ]
     settings += ["rollout=sglang", f"run.root={case['root']}", "telemetry.progress=false"]
     config = load_family(case["family"], *case["overrides"], *settings)
     config.validate(dist.get_world_size())
@@ -54,57 +61,65 @@ def configuration(case: dict[str, Any], parallel: dict[str, Any]) -> Any:
 
 
 def publishes(
-    case: dict[str, Any], host: Host, servers: Any, parallel: dict[str, Any], *, over_wire: bool
+    case: dict[str, Any],
+    host: Host,
+    servers: Any,
+    parallel: dict[str, Any],
+    *,
+    way: str,
+    strike: str | None = None,
 ) -> dict[str, Any]:
-    """Publish the weights of each seed from one layout."""
+    """Publish the weights of each seed from one layout, the last amid a strike."""
     from megatron_r1.config.optimizer import OptimizerConfig
     from megatron_r1.data.tokenizer import load_tokenizer
     from megatron_r1.models.policy import Policy
-    from megatron_r1.parallel.layout import Axis, enter_layout
+    from megatron_r1.parallel.layout import enter_layout
     from megatron_r1.rollout.server_api import checksums
-    from megatron_r1.stages.session import Session
-    from megatron_r1.trainers.job import Job
+    from megatron_r1.stages.rollout_engine import weight_transport
     from megatron_r1.trainers.megatron_step import MegatronStep
-    from megatron_r1.weights.collective_transport import CollectiveTransport
     from megatron_r1.weights.plan_report import peak_bound
     from megatron_r1.weights.publish import Publisher
 
-    config = configuration(case, parallel)
+    config = configuration(case, parallel | {"rollout.weights_by": way})
     layout = enter_layout(config.parallel, seed=1)
     policy = Policy(config.model, layout, config.precision, host, seed=0)
     step = MegatronStep(policy, OptimizerConfig())
-    session = Session(config, host, layout, config.run.dir, Job(host), servers)
-    transport = session.directory_transport(policy, load_tokenizer(case["tokenizer"]))
-    bound = 0
-    if over_wire:
-        by_wire = transport = CollectiveTransport(
-            policy,
-            transport,
-            world=Axis.of(dist.group.WORLD),
-            timeout_s=120,
-            bucket_bytes=case["bucket_bytes"],
-        )
-        bound = peak_bound(by_wire.plan)
+    tokenizer = load_tokenizer(case["tokenizer"])
+    transport = weight_transport(policy, tokenizer, config.rollout, config.run.dir)
     measured = MeasuredTransport(transport, policy)
     publisher = Publisher(measured, servers, config.rollout)
-    if not over_wire:
+    if way == "directory":
         publisher.publish(0)  # starts the server, from files
     held, gaps, metrics = [], [], []
     for version, seed in enumerate(case["seeds"], start=1):
         draw_weights(policy, config, seed)
+        if strike is not None and layout.is_main and seed == case["seeds"][-1]:
+            amid_buckets(servers, getattr(signal, strike))
         metrics.append(dict(publisher.publish(version)))
         [url] = publisher.urls
         held.append(checksums(url, timeout_s=60) if layout.is_main else None)
         gaps.append(gap(step, url))
-    if over_wire:
-        by_wire.close()
+    publisher.close()
     return {
         "held": held,
         "gap": max(gaps),
         "peak_bytes": most(measured.peak_bytes),
-        "peak_bound": bound,
+        "peak_bound": 0 if way == "directory" else peak_bound(transport.plan),
         "metrics": metrics[-1],
     }
+
+
+def amid_buckets(servers: Any, signal_number: signal.Signals) -> None:
+    """Strike the server, in the background, when it has taken some buckets of the next publish."""
+    [pid], log = servers.pids, servers.logs[0]
+    seen = log.read_bytes().count(b"POST /update_weights_from_")
+
+    def strike() -> None:
+        while log.read_bytes().count(b"POST /update_weights_from_") < seen + 2:
+            time.sleep(0.01)
+        os.killpg(pid, signal_number)
+
+    threading.Thread(target=strike, daemon=True).start()
 
 
 class MeasuredTransport:
@@ -115,7 +130,7 @@ class MeasuredTransport:
         self._policy = policy
         self.peak_bytes = 0
 
-    def prepare(self, label: str) -> Path:
+    def prepare(self, label: str) -> Any:
         return self._transport.prepare(label)
 
     def send(self, label: str, urls: list[str]) -> Any:
@@ -123,6 +138,9 @@ class MeasuredTransport:
             metrics = self._transport.send(label, urls)
         self.peak_bytes = max(self.peak_bytes, live.peak)
         return metrics
+
+    def close(self) -> None:
+        self._transport.close()
 
 
 def most(value: float) -> float:
@@ -151,6 +169,7 @@ def draw_weights(policy: Any, config: Any, seed: int) -> None:
 def gap(step: Any, url: str) -> float:
     """Largest difference of log-probabilities of the same tokens, in nats."""
     from megatron_r1.rollout.server_api import call
+    from megatron_r1.trainers.forward_passes import row_logprobs
     from megatron_r1.types import TrainBatch, TrainRow
 
     generator = torch.Generator().manual_seed(3)
@@ -169,7 +188,7 @@ def gap(step: Any, url: str) -> float:
                 logprobs_ref_L=zeros_L,
             )
         )
-    own = step.logprobs(TrainBatch(rows=tuple(rows)))
+    own = row_logprobs(step.policy, TrainBatch(rows=tuple(rows)))
     box = [None]
     if dist.get_rank() == 0:
         request = {

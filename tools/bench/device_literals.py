@@ -61,7 +61,9 @@ def main(overrides: list[str]) -> None:
             module.torch = torch if under_mode else ours
         with CudaMeansCpu() if under_mode else nullcontext():
             started_s = time.process_time()
-            step.accumulate_gradients(batch, sft_loss, num_sequences=num_sequences)
+            step.accumulate_gradients(
+                batch, step.on_logprobs(sft_loss), num_sequences=num_sequences
+            )
             return time.process_time() - started_s
 
     for num_sequences in (1, 8, 64):

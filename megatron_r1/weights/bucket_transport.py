@@ -1,8 +1,9 @@
-"""Weights over collective groups of trainer and engines: gloo on a CPU, NCCL on GPUs.
+"""Weights bucket by bucket, without files: by broadcasts, or through memory of one machine.
 
 The plan says which rank sends which bucket. Ranks give their pieces to the sender (`gather.py`),
-which broadcasts the bucket to all ranks of all engines (`engine_group.py`) when its turn has come
-(`turns.py`), while it fills the next. Files serve only to start servers from.
+which hands the bucket to all ranks of all engines when its turn has come (`turns.py`), while it
+fills the next: in a group with them (`engine_group.py`; gloo on a CPU, NCCL on GPUs), or in memory
+that they read (`engine_memory.py`). Files serve only to start servers from.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import TypeVar
 
 from torch.distributed import distributed_c10d
@@ -24,9 +24,13 @@ from megatron_r1.models.policy import Policy
 from megatron_r1.parallel.exchange import all_gather_objects, broadcast_object
 from megatron_r1.parallel.layout import Axis
 from megatron_r1.rollout.server_api import NoAnswerError, RefusedError, call
+from megatron_r1.rollout.servers import Weights
 from megatron_r1.weights.bucket_stream import BucketStream, RankTimes, senders_of
-from megatron_r1.weights.engine_group import Engine, EngineGroup, find_engine
+from megatron_r1.weights.buckets import plain_buffer
+from megatron_r1.weights.engine_group import EngineGroup
 from megatron_r1.weights.engine_layout import EngineLayout
+from megatron_r1.weights.engine_memory import EngineMemory, shared_buffer
+from megatron_r1.weights.engine_requests import Engine, find_engine
 from megatron_r1.weights.gather import Gatherer, Parameters
 from megatron_r1.weights.plan import BUCKET_BYTES, plan_weights
 from megatron_r1.weights.trainer_layout import TrainerLayout
@@ -38,8 +42,8 @@ T = TypeVar("T")
 _ANSWER_S = 30.0
 
 
-class CollectiveTransport:
-    """A `WeightTransport` by broadcasts, one sender in each pipeline stage."""
+class BucketTransport:
+    """A `WeightTransport` by buckets, one sender in each pipeline stage."""
 
     def __init__(
         self,
@@ -48,6 +52,9 @@ class CollectiveTransport:
         *,
         world: Axis,
         timeout_s: float,
+        silence_s: float,
+        start_files_every: int = 1,
+        through_memory: bool = False,
         engine: EngineLayout | None = None,
         bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
@@ -57,6 +64,9 @@ class CollectiveTransport:
             files: makes what servers are started from.
             world: all ranks of the trainer.
             timeout_s: for one `send`.
+            silence_s: for an engine to take one bucket.
+            through_memory: of this machine, on which all ranks and engines are; else by broadcasts.
+            start_files_every: publishes from one use of `files` to the next; 0: the first alone.
             engine: None: engines take the weights in the trainer's numbers.
             bucket_bytes: a rank needs memory for two buckets and a tensor that is put together.
         """
@@ -64,6 +74,10 @@ class CollectiveTransport:
         self._files = files
         self._world = world
         self._timeout_s = timeout_s
+        self._silence_s = silence_s
+        self._start_files_every = start_files_every
+        self._num_prepared = 0
+        self._start_from: Weights | None = None
         started_s = time.monotonic()
         layout = policy.layout
         trainer = TrainerLayout(policy.config, layout.config, layout.world_size)
@@ -75,11 +89,17 @@ class CollectiveTransport:
         self._store = distributed_c10d._get_default_store().clone()
         self._name = broadcast_object(uuid.uuid4().hex[:8], world)
         self._numbers = itertools.count()
-        self._group: EngineGroup | None = None
+        self._through_memory = through_memory
+        self._group: EngineGroup | EngineMemory | None = None
         self._engines: list[Engine] = []
 
-    def prepare(self, label: str) -> Path:
-        return self._files.prepare(label)
+    def prepare(self, label: str) -> Weights:
+        """Files to start servers from, where it is their turn."""
+        every, number = self._start_files_every, self._num_prepared
+        self._num_prepared += 1
+        if self._start_from is None or (every and number % every == 0):
+            self._start_from = self._files.prepare(label)
+        return self._start_from
 
     def send(self, label: str, urls: Sequence[str]) -> Mapping[str, float]:
         """Put the weights into the engines.
@@ -98,11 +118,11 @@ class CollectiveTransport:
             with _timed(times_s, "publish/join_s"):
                 self._join(urls, number)
             with _timed(times_s, "publish/begin_s"):
-                self._alike(lambda: self._on_engines(_begin, deadline_s), only=0)
+                self._alike(lambda: self._on_engines(_begin), only=0)
             with _timed(times_s, "publish/stream_s"):
                 parts = self._stream(label, number, deadline_s)
             with _timed(times_s, "publish/finalise_s"):
-                self._alike(lambda: self._on_engines(_end, deadline_s), only=0)
+                self._alike(lambda: self._on_engines(_end), only=0)
         except SendError:
             self._leave(broken=True)
             raise
@@ -122,7 +142,7 @@ class CollectiveTransport:
 
     def _join(self, urls: Sequence[str], number: int) -> None:
         """Have a group for each sender, of the engines as they run now."""
-        ask = partial(find_engine, timeout_s=min(_ANSWER_S, self._timeout_s))
+        ask = partial(find_engine, timeout_s=min(_ANSWER_S, self._silence_s))
         engines, *_ = self._alike(lambda: [ask(url) for url in urls], only=0)
         if engines == self._engines:
             return
@@ -133,8 +153,12 @@ class CollectiveTransport:
         self._engines = engines
 
     def _make_group(self, engines: Sequence[Engine], suffix: str) -> None:
+        name = f"weights_{self._name}_{suffix}"
+        if self._through_memory:
+            self._group = EngineMemory(name, engines)
+            return
         self._group = EngineGroup(
-            f"weights_{self._name}_{suffix}",
+            name,
             engines,
             backend=self._policy.host.backend,
             timeout_s=self._timeout_s,
@@ -148,19 +172,31 @@ class CollectiveTransport:
     def _stream(self, label: str, number: int, deadline_s: float) -> list[RankTimes]:
         stream = BucketStream(
             self.plan,
-            Gatherer(self.plan, _parameters(self._policy), self._world),
+            Gatherer(
+                self.plan,
+                _parameters(self._policy),
+                self._world,
+                shared_buffer if self._through_memory else plain_buffer,
+            ),
             self._group,
             Turns(self._store, f"{self._name}/{number}"),
             label=label,
             deadline_s=deadline_s,
+            silence_s=self._silence_s,
         )
         return self._alike(stream.run)
 
-    def _on_engines(self, action: Callable[[str, float], None], deadline_s: float) -> None:
+    def _on_engines(self, action: Callable[[str, float], None]) -> None:
         """All at once."""
-        timeout_s = max(deadline_s - time.monotonic(), 0.1)
+
+        def act(engine: Engine) -> None:
+            try:
+                action(engine.url, self._silence_s)
+            except (NoAnswerError, RefusedError) as error:
+                raise SendError(str(error), [engine.url]) from error
+
         with ThreadPoolExecutor(len(self._engines)) as pool:
-            for _ in pool.map(lambda engine: action(engine.url, timeout_s), self._engines):
+            for _ in pool.map(act, self._engines):
                 pass
 
     def _alike(self, action: Callable[[], T], *, only: int | None = None) -> list[T | None]:
@@ -174,12 +210,13 @@ class CollectiveTransport:
         if only in (None, self._world.rank):
             try:
                 result = action()
-            except (SendError, NoAnswerError, RefusedError) as error:
-                failure = str(error)
+            except SendError as error:
+                failure = str(error), error.urls
         found = all_gather_objects((result, failure), self._world)
-        for _, failure in found:
-            if failure is not None:
-                raise SendError(failure)
+        failures = [failure for _, failure in found if failure is not None]
+        if failures:
+            urls = sorted({url for _, urls in failures for url in urls})
+            raise SendError(failures[0][0], urls)
         return [result for result, _ in found]
 
 

@@ -1,0 +1,143 @@
+"""FP8 matrices with one scale for each tile of their numbers: to codes, and back.
+
+DeepSeek-V3 (arXiv:2412.19437) section 3.3.2: activations in tiles of 1 x 128 (one token, 128
+channels), weights in blocks of 128 x 128. Codes are E4M3; a number is its code times its scale. So
+are the files of the model: codes beside `NAME_scale_inv`, float32, [ceil(R / 128), ceil(C / 128)],
+which SGLang loads as they are. Tiles at the right and lower edge may be cut short.
+
+    R rows   C columns   r, c tiles along them
+
+What comes back. Let w = bf16(code * scale). Rounding to bfloat16 moves w by at most 2^-9 of
+itself, and half the distance between neighbouring E4M3 codes is at least 2^-5 of the larger one.
+So `quantize` returns the same codes whenever it divides by the same scale, or by one that differs
+by less than 2^-6, as long as no product is below bfloat16's smallest normal number (a scale of
+2^-117 or more) or above its largest.
+
+The scale itself has 24 significant bits and w has 8: it cannot be computed back from w. A block
+whose largest code is 448, as in files that were quantized with scale = largest / 448, gets a scale
+within 2^-8 of the old one and so the same codes. For the same scales they have to be kept beside
+the weights and offered to `quantize`, which takes them where they reproduce the block bit for bit.
+After training there is nothing to keep: new weights have new largest numbers, and so new scales.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from r1_kernels.backend import Backend, takes_triton
+from r1_kernels.reference import fp8_blocks as reference
+from r1_kernels.reference.fp8_blocks import LARGEST, num_tiles
+
+__all__ = [
+    "BLOCK",
+    "LARGEST",
+    "TILE_OF_ACTIVATIONS",
+    "TILE_OF_WEIGHTS",
+    "dequantize",
+    "for_gemm",
+    "num_blocks",
+    "num_tiles",
+    "quantize",
+    "round_trip",
+]
+
+BLOCK = 128
+TILE_OF_WEIGHTS = (BLOCK, BLOCK)
+TILE_OF_ACTIVATIONS = (1, BLOCK)
+
+
+def quantize(
+    matrix_RC: Tensor,
+    kept_rc: Tensor | None = None,
+    *,
+    tile: tuple[int, int] = TILE_OF_WEIGHTS,
+    power_of_two: bool = False,
+    backend: Backend = Backend.auto,
+) -> tuple[Tensor, Tensor]:
+    """Codes [R, C] and float32 scales [r, c] of a matrix.
+
+    Args:
+        matrix_RC: float32, bfloat16 or float16. A tile with a NaN or an infinity comes out as NaN.
+        kept_rc: scales that the matrix may have come from; one is taken where codes times it, in
+            bfloat16, are the tile's numbers bit for bit. Elsewhere, and for None,
+            scale = largest / 448.
+        power_of_two: the smallest power of two that is no less (the UE8M0 scales of DeepSeek-V3.1
+            and of Transformer Engine's block scaling). Codes then use at least half of the range.
+        tile: rows and columns of a tile.
+    Raises:
+        ValueError: not a matrix, or kept scales of another shape.
+    """
+    shape = num_tiles(_matrix_shape(matrix_RC), tile)
+    if kept_rc is not None and tuple(kept_rc.shape) != shape:
+        raise ValueError(
+            f"kept scales of shape {list(kept_rc.shape)} for a matrix of {list(matrix_RC.shape)}, "
+            f"which has {list(shape)} tiles of {tile}"
+        )
+    return _implementation(backend, matrix_RC).quantize(
+        matrix_RC, tile=tile, power_of_two=power_of_two, kept_rc=kept_rc
+    )
+
+
+def dequantize(
+    codes_RC: Tensor,
+    scales_rc: Tensor,
+    dtype: torch.dtype,
+    *,
+    tile: tuple[int, int] = TILE_OF_WEIGHTS,
+    backend: Backend = Backend.auto,
+) -> Tensor:
+    """Codes times scales, multiplied in float32 and rounded once; [R, C] of `dtype`.
+
+    Raises:
+        ValueError: not a matrix, or scales of another shape.
+    """
+    shape = num_tiles(_matrix_shape(codes_RC), tile)
+    if tuple(scales_rc.shape) != shape:
+        raise ValueError(
+            f"scales of shape {list(scales_rc.shape)} for codes of {list(codes_RC.shape)}, which "
+            f"have {list(shape)} tiles of {tile}"
+        )
+    return _implementation(backend, codes_RC).dequantize(codes_RC, scales_rc, dtype, tile=tile)
+
+
+def round_trip(
+    matrix_RC: Tensor,
+    *,
+    tile: tuple[int, int],
+    power_of_two: bool = False,
+    backend: Backend = Backend.auto,
+) -> Tensor:
+    """What FP8 keeps of a matrix: quantised and dequantised, in its own dtype."""
+    codes_RC, scales_rc = quantize(matrix_RC, tile=tile, power_of_two=power_of_two, backend=backend)
+    return dequantize(codes_RC, scales_rc, matrix_RC.dtype, tile=tile, backend=backend)
+
+
+def num_blocks(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Shape of the scales of a weight."""
+    return num_tiles(shape, TILE_OF_WEIGHTS)
+
+
+def for_gemm(scales_rc: Tensor) -> Tensor:
+    """Activations' scales as SGLang's block-wise products (DeepGEMM) read them: the same numbers
+    and shape, column after column, each column's beginning a multiple of 16 bytes."""
+    num_rows, num_columns = scales_rc.shape
+    rows_at = scales_rc.new_zeros(num_columns, -(-num_rows // 4) * 4)
+    rows_at[:, :num_rows] = scales_rc.T
+    return rows_at.T[:num_rows]
+
+
+def _matrix_shape(matrix_RC: Tensor) -> tuple[int, int]:
+    if matrix_RC.dim() != 2:
+        raise ValueError(f"expected a matrix, got shape {list(matrix_RC.shape)}")
+    return matrix_RC.shape[0], matrix_RC.shape[1]
+
+
+def _implementation(backend: Backend, tensor: Tensor) -> ModuleType:
+    if takes_triton(backend, tensor):
+        from r1_kernels.triton import fp8_blocks as compiled
+
+        return compiled
+    return reference

@@ -1,0 +1,227 @@
+"""Whose layers a model is built of, and which of them multiply in FP8.
+
+What is FP8 with any `precision.fp8`: the linears of attention and of MLPs, experts and shared
+experts among them, in prediction layers, too. Those are the matrices that DeepSeek-V3's files hold
+in FP8. What stays in `precision.dtype`: embedding, head, router, norms, the attention between its
+linears, and the projection that joins a prediction layer's two inputs.
+
+The parameters and their names are the same for all parts: see `plain_name` for Transformer Engine's
+grouped experts.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_r1.config.precision import Fp8, Parts, PrecisionConfig
+from megatron_r1.errors import ConfigError
+from megatron_r1.models.fp8_linear import (
+    Fp8ColumnLinear,
+    Fp8Recipe,
+    Fp8ReplicatedLinear,
+    Fp8RowLinear,
+)
+from megatron_r1.models.layers import LatentNorm, ReplicatedLinear, RmsNorm
+
+_RECIPES = {Fp8.block: "blockwise", Fp8.tensor: "tensorwise", Fp8.mxfp8: "mxfp8"}
+"""Megatron-Core's names of Transformer Engine's recipes."""
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """What the layer specs are made of."""
+
+    name: str
+    column: Any
+    """Linears of attention and MLPs, split by outputs."""
+    row: Any
+    """The same, split by inputs."""
+    replicated: Any
+    """Multi-latent attention's down-projections."""
+    norm: Any
+    latent_norm: Any
+    grouped: tuple[Any, Any, Any] | None = None
+    """Experts in grouped products: module, column, row. None: one MLP after another."""
+
+
+@dataclass(frozen=True)
+class Installed:
+    """What there is to build of on this machine, for this device."""
+
+    transformer_engine: bool
+    apex: bool
+
+    @staticmethod
+    def on(device: torch.device) -> Installed:
+        """Both need a GPU."""
+        is_cuda = device.type == "cuda"
+        return Installed(
+            transformer_engine=is_cuda and _is_there("transformer_engine"),
+            apex=is_cuda and _is_there("amp_C") and _is_there("apex"),
+        )
+
+
+def parts_name(precision: PrecisionConfig, installed: Installed) -> str:
+    """Which parts are taken: plain, simulation, transformer_engine or apex.
+
+    Raises:
+        ConfigError: the FP8 that was asked for needs what is not here.
+    """
+    if precision.fp8 is Fp8.block_sim:
+        return "simulation"
+    if precision.fp8 in _RECIPES:
+        if not installed.transformer_engine or precision.parts is Parts.plain:
+            reason = (
+                "precision.parts is plain" if installed.transformer_engine else "it is not here"
+            )
+            raise ConfigError(
+                f"precision.fp8 = {precision.fp8.value} is computed by Transformer Engine on a "
+                f"GPU, and {reason}. On a GPU machine: pip install -e '.[gpu]' and "
+                "precision.parts=auto. Without: precision=fp8_block_sim computes the numbers of "
+                "fp8_block on any device, and precision=bf16 does without FP8"
+            )
+        return "transformer_engine"
+    if precision.parts is Parts.plain:
+        return "plain"
+    if installed.transformer_engine:
+        return "transformer_engine"
+    return "apex" if installed.apex else "plain"
+
+
+def layer_parts(precision: PrecisionConfig, installed: Installed) -> LayerParts:
+    """The parts for this precision on this machine; errors are those of `parts_name`."""
+    match parts_name(precision, installed):
+        case "simulation":
+            return _simulation(precision)
+        case "transformer_engine":
+            return _transformer_engine()
+        case "apex":
+            return _apex()
+    return plain_parts()
+
+
+def plain_parts() -> LayerParts:
+    """Megatron-Core's plain linears, and our norms."""
+    return LayerParts(
+        name="plain",
+        column=ColumnParallelLinear,
+        row=RowParallelLinear,
+        replicated=ReplicatedLinear,
+        norm=RmsNorm,
+        latent_norm=LatentNorm,
+    )
+
+
+def fp8_fields(precision: PrecisionConfig) -> dict[str, Any]:
+    """Fields of Megatron-Core's configuration, for FP8 by Transformer Engine."""
+    if precision.fp8 not in _RECIPES:
+        return {}
+    return dict(fp8="e4m3", fp8_recipe=_RECIPES[precision.fp8])
+
+
+def token_multiple(precision: PrecisionConfig) -> int:
+    """Transformer Engine's FP8 products take whole tiles of tokens."""
+    return 32 if precision.fp8 in _RECIPES else 1
+
+
+def plain_name(name: str) -> str:
+    """The name that a parameter has in plain parts: grouped experts have one weight each, by
+    number, where plain ones are modules of their own."""
+    return re.sub(
+        r"experts\.(linear_fc[12])\.weight(\d+)$", r"experts.local_experts.\2.\1.weight", name
+    )
+
+
+def _simulation(precision: PrecisionConfig) -> LayerParts:
+    recipe = Fp8Recipe(power_of_two=precision.power_of_two_scales)
+    if precision.gradient_blocks:
+        recipe = Fp8Recipe(power_of_two=precision.power_of_two_scales, gradient_tile=(128, 128))
+
+    def spec(module: type) -> ModuleSpec:
+        return ModuleSpec(module=module, params={"recipe": recipe})
+
+    return LayerParts(
+        name="simulation",
+        column=spec(Fp8ColumnLinear),
+        row=spec(Fp8RowLinear),
+        replicated=spec(Fp8ReplicatedLinear),
+        norm=RmsNorm,
+        latent_norm=LatentNorm,
+    )
+
+
+def _transformer_engine() -> LayerParts:
+    """Not run on a GPU yet: docs/gpu.md."""
+    from megatron.core.extensions.transformer_engine import (
+        TEColumnParallelGroupedLinear,
+        TEColumnParallelLinear,
+        TELinear,
+        TENorm,
+        TERowParallelGroupedLinear,
+        TERowParallelLinear,
+    )
+    from megatron.core.transformer.moe.experts import TEGroupedMLP
+
+    class TeLatentNorm:
+        """See `layers.LatentNorm`."""
+
+        def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-6) -> Any:
+            return TENorm(config, hidden_size, eps=1e-6)
+
+    return LayerParts(
+        name="transformer_engine",
+        column=TEColumnParallelLinear,
+        row=TERowParallelLinear,
+        replicated=ModuleSpec(
+            module=TELinear,
+            params=dict(
+                parallel_mode="duplicated",
+                bias=False,
+                skip_bias_add=False,
+                skip_weight_param_allocation=False,
+            ),
+        ),
+        norm=TENorm,
+        latent_norm=TeLatentNorm,
+        grouped=(TEGroupedMLP, TEColumnParallelGroupedLinear, TERowParallelGroupedLinear),
+    )
+
+
+def _apex() -> LayerParts:
+    """Not run on a GPU yet: docs/gpu.md."""
+    from apex.normalization import FusedRMSNorm
+
+    class ApexNorm(FusedRMSNorm):
+        def __init__(
+            self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused: Any
+        ) -> None:
+            super().__init__(hidden_size, eps=eps)
+            self.to(config.params_dtype)
+            self.weight.sequence_parallel = config.sequence_parallel
+
+    class ApexLatentNorm(ApexNorm):
+        """See `layers.LatentNorm`."""
+
+        def __init__(self, config: TransformerConfig, hidden_size: int, **unused: Any) -> None:
+            super().__init__(config, hidden_size, eps=1e-6)
+
+    return LayerParts(
+        name="apex",
+        column=ColumnParallelLinear,
+        row=RowParallelLinear,
+        replicated=ReplicatedLinear,
+        norm=ApexNorm,
+        latent_norm=ApexLatentNorm,
+    )
+
+
+def _is_there(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None

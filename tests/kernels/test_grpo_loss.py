@@ -1,0 +1,94 @@
+"""The fused policy loss against its definition in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from r1_kernels.backend import Backend
+from r1_kernels.grpo_loss import grpo_loss
+
+# Sums of up to 100 terms of size 1 in float32, added up in float64.
+F32 = dict(rtol=3e-6, atol=3e-6)
+
+
+def problem(num_tokens, *, seed=0, device="cpu"):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(scale):
+        return torch.randn(num_tokens, generator=generator, dtype=torch.float64) * scale
+
+    logprobs_T = normal(2.0) - 3
+    near = torch.arange(num_tokens) % 3 == 0  # log-ratios that are almost 0 lose no digits
+    old_T = logprobs_T + torch.where(near, normal(1e-3), normal(0.5))
+    ref_T = logprobs_T + torch.where(near, normal(1e-3), normal(1.0))
+    weights_T = torch.rand(num_tokens, generator=generator, dtype=torch.float64) / max(
+        num_tokens, 1
+    )
+    mask_T = torch.rand(num_tokens, generator=generator) < 0.7
+    tensors = [logprobs_T, old_T, ref_T, normal(1.0), weights_T, mask_T]
+    return [x.to(device) for x in tensors]
+
+
+def run(tensors, **more):
+    logprobs_T = tensors[0].detach().clone().requires_grad_()
+    loss, sums_5 = grpo_loss(logprobs_T, *tensors[1:], **more)
+    assert not sums_5.requires_grad
+    (3 * loss).backward()
+    return loss.detach().double(), sums_5.double(), logprobs_T.grad.double()
+
+
+def test_two_tokens_by_hand():
+    # Ratios 1.5 and 0.5 with eps 0.2, A = +1: min(1.5, 1.2) = 1.2 and min(0.5, 0.8) = 0.5.
+    logprobs_T = torch.tensor([1.5, 0.5]).log().requires_grad_()
+    zeros_T, ones_T = torch.zeros(2), torch.ones(2)
+    mask_T = torch.tensor([True, True])
+    loss, sums_5 = grpo_loss(
+        logprobs_T, zeros_T, zeros_T, ones_T, ones_T / 2, mask_T,
+        eps_low=0.2, eps_high=0.2, kl_beta=0.1,
+    )  # fmt: skip
+    # k3 to the reference at ratio r: 1 / r - 1 + log r.
+    kl = [1 / 1.5 - 1 + math.log(1.5), 1 / 0.5 - 1 + math.log(0.5)]
+    assert_close(loss, torch.tensor(-0.85 + 0.1 * sum(kl) / 2))
+    assert_close(sums_5[[0, 1, 2, 4]], torch.tensor([2.0, 1.0, 2.0, sum(kl)]))
+    loss.backward()
+    # The clipped token moves for the penalty alone: d k3 / d log pi = 1 - 1 / r.
+    expected = [0.1 * (1 - 1 / 1.5) / 2, (-0.5 + 0.1 * (1 - 1 / 0.5)) / 2]
+    assert_close(logprobs_T.grad, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("num_tokens", [1, 32, 33, 100])
+@pytest.mark.parametrize("kl_beta", [None, 0.0, 0.3])
+def test_triton_agrees_with_float64(num_tokens, kl_beta, device):
+    tensors = problem(num_tokens, device=device)
+    if kl_beta is None:  # no reference at all
+        tensors[2] = None
+    settings = dict(eps_low=0.2, eps_high=0.3, kl_beta=kl_beta or 0.0)
+    expected = run(tensors, backend=Backend.reference, **settings)
+    single = [x if x is None or x.dtype is torch.bool else x.float() for x in tensors]
+    assert_close(run(single, backend=Backend.triton, **settings), expected, **F32)
+
+
+@pytest.mark.parametrize("backend", [Backend.reference, Backend.triton])
+def test_other_tokens_are_never_read(backend, device):
+    tensors = [x if x.dtype is torch.bool else x.float() for x in problem(40, device=device)]
+    mask_T = tensors[-1]
+    settings = dict(eps_low=10.0, eps_high=10.0, kl_beta=0.001, backend=backend)
+    expected = run(tensors, **settings)
+    for bad in (math.nan, math.inf, -math.inf):
+        spoiled = [torch.where(mask_T, x, bad) for x in tensors[:-1]]
+        assert_close(run([*spoiled, mask_T], **settings), expected, rtol=0, atol=0)
+    nothing = run([*tensors[:-1], torch.zeros_like(mask_T)], **settings)
+    assert nothing[0] == 0 and not nothing[1].any() and not nothing[2].any()
+
+
+def test_mistakes_are_named():
+    tensors = problem(4)
+    with pytest.raises(ValueError, match="eps_low and eps_high must be > 0, got 0 and 1"):
+        grpo_loss(*tensors, eps_low=0, eps_high=1)
+    tensors[1] = tensors[1][:3]
+    with pytest.raises(ValueError, match=r"'logprobs_old_T': \[3\]"):
+        grpo_loss(*tensors, eps_low=0.2, eps_high=0.2)

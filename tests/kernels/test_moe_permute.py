@@ -1,0 +1,85 @@
+"""Rows of experts by hand, and Triton bit for bit beside the definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from r1_kernels.backend import Backend
+from r1_kernels.moe_permute import permute, place, unpermute
+
+
+def problem(num_tokens, num_copies, num_experts, width, *, device="cpu", seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    scores_TE = torch.rand(num_tokens, num_experts, generator=generator)
+    experts_TK = scores_TE.topk(num_copies, dim=1).indices
+    # Some copies go nowhere, and expert 1 gets none.
+    dropped_TK = torch.rand(experts_TK.shape, generator=generator) < 0.2
+    experts_TK = experts_TK.masked_fill(dropped_TK | (experts_TK == 1), -1)
+    tokens_TD = torch.randn(num_tokens, width, generator=generator)
+    weights_TK = torch.rand(num_tokens, num_copies, generator=generator)
+    return experts_TK.to(device), tokens_TD.to(device), weights_TK.to(device)
+
+
+def test_three_tokens_by_hand():
+    # Expert 0: tokens 0 and 2; 1: none; 2: tokens 0, 1, 2. Tiles of 2 rows make 2 + 0 + 4.
+    experts_TK = torch.tensor([[2, 0], [2, -1], [0, 2]])
+    placement = place(experts_TK, 3, multiple=2)
+    assert placement.rows_per_expert_E.tolist() == [2, 0, 4]
+    assert placement.rows_TK.tolist() == [[2, 0], [3, -1], [1, 4]]
+    assert placement.copies_M.tolist() == [1, 4, 0, 2, 5, -1]
+    rows_MD = permute(torch.tensor([[1.0], [2.0], [3.0]]), placement)
+    assert rows_MD.flatten().tolist() == [1, 3, 1, 2, 3, 0]
+    weights_TK = torch.tensor([[0.5, 2.0], [4.0, 100.0], [1.0, 10.0]])
+    tokens_TD = unpermute(
+        torch.tensor([[1.0], [3.0], [1.0], [2.0], [3.0], [99.0]]), placement, weights_TK
+    )
+    assert tokens_TD.flatten().tolist() == [0.5 + 2, 8, 3 + 30]
+
+
+@pytest.mark.parametrize(
+    "num_tokens,num_copies,num_experts,width",
+    [(1, 1, 2, 1), (9, 3, 5, 33), (20, 2, 4, 16), (0, 2, 4, 8)],
+)
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_triton_agrees_with_indexing(num_tokens, num_copies, num_experts, width, multiple, device):
+    experts_TK, tokens_TD, weights_TK = problem(
+        num_tokens, num_copies, num_experts, width, device=device
+    )
+    placement = place(experts_TK, num_experts, multiple=multiple)
+    assert (placement.rows_per_expert_E % multiple == 0).all()
+    results = []
+    for backend in (Backend.reference, Backend.triton):
+        tokens, weights = (x.clone().requires_grad_() for x in (tokens_TD, weights_TK))
+        rows_MD = permute(tokens, placement, backend=backend)
+        out_TD = unpermute(rows_MD * rows_MD.detach(), placement, weights, backend=backend)
+        plain_TD = unpermute(rows_MD, placement, backend=backend)
+        ((out_TD * tokens_TD).sum() + plain_TD.square().sum()).backward()
+        results.append(
+            (rows_MD.detach(), out_TD.detach(), plain_TD.detach(), tokens.grad, weights.grad)
+        )
+    # Copies are exact; sums of up to 3 are taken in float32 in one order or another.
+    assert_close(results[1][0], results[0][0], rtol=0, atol=0)
+    assert_close(results[1][1:], results[0][1:], rtol=2e-6, atol=1e-5)
+
+
+def test_the_way_back_undoes_the_way_there():
+    experts_TK, tokens_TD, _ = problem(50, 3, 6, 7)
+    placement = place(experts_TK, 6, multiple=8)
+    copies_T1 = (experts_TK >= 0).sum(dim=1, keepdim=True)
+    assert_close(unpermute(permute(tokens_TD, placement), placement), tokens_TD * copies_T1)
+    # Rows of one expert are its tokens, in their order.
+    starts = placement.rows_per_expert_E.cumsum(0) - placement.rows_per_expert_E
+    for expert, start in enumerate(starts.tolist()):
+        mine = (experts_TK == expert).any(dim=1)
+        rows = permute(tokens_TD, placement)[start : start + int(mine.sum())]
+        assert torch.equal(rows, tokens_TD[mine])
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match=r"experts must be in \[-1, 3\), got 0 to 3"):
+        place(torch.tensor([[0, 3]]), 3)
+    placement = place(torch.tensor([[0], [1]]), 2)
+    with pytest.raises(ValueError, match="the placement 2 rows"):
+        permute(torch.zeros(3, 4), placement)

@@ -1,0 +1,176 @@
+"""Log-probabilities from hidden states: float64 against the definition, Triton beside it.
+
+Float32 rounds at 6e-8, and a logit here is a sum of up to 24 products of size 1: errors of some
+1e-6. Gradients are sums of as many.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from r1_kernels.backend import Backend
+from r1_kernels.logit_rows import combine_shards, logit_statistics
+from r1_kernels.reference import token_logprobs as reference
+from r1_kernels.token_logprobs import token_logprobs
+
+F32 = dict(rtol=5e-6, atol=5e-6)
+F64 = dict(rtol=1e-12, atol=1e-12)
+BACKENDS = [Backend.reference, Backend.triton]
+
+
+def problem(num_tokens, width, vocab, *, seed=0, scale=1.0, device="cpu"):
+    generator = torch.Generator().manual_seed(seed)
+    hidden_TD = torch.randn(num_tokens, width, generator=generator, dtype=torch.float64) * scale
+    weight_VD = torch.randn(vocab, width, generator=generator, dtype=torch.float64)
+    targets_T = torch.randint(0, vocab, (num_tokens,), generator=generator)
+    cotangent_T = torch.randn(num_tokens, generator=generator, dtype=torch.float64)
+    return tuple(x.to(device) for x in (hidden_TD, weight_VD, targets_T, cotangent_T))
+
+
+def run(function, hidden_TD, weight_VD, targets_T, cotangent_T, **more):
+    """Outputs and gradients, in the inputs' dtype."""
+    hidden_TD, weight_VD = (x.detach().clone().requires_grad_() for x in (hidden_TD, weight_VD))
+    logprobs_T, entropy_T = function(hidden_TD, weight_VD, targets_T, **more)
+    assert not entropy_T.requires_grad
+    (logprobs_T * cotangent_T.to(logprobs_T.dtype)).sum().backward()
+    return logprobs_T.detach(), entropy_T, hidden_TD.grad, weight_VD.grad
+
+
+def test_two_tokens_by_hand():
+    # The second of two words has the odds 3 : 1 where the state is 1, and 1 : 1 where it is 0.
+    hidden_TD = torch.tensor([[1.0], [0.0]])
+    weight_VD = torch.tensor([[0.0], [math.log(3.0)]])
+    logprobs_T, entropy_T = token_logprobs(hidden_TD, weight_VD, torch.tensor([0, 1]))
+    assert_close(logprobs_T, torch.tensor([math.log(0.25), math.log(0.5)]))
+    three_to_one = -0.25 * math.log(0.25) - 0.75 * math.log(0.75)
+    assert_close(entropy_T, torch.tensor([three_to_one, math.log(2)]))
+
+
+# One chunk; rows and columns in many chunks that divide nothing; one row or column at a time.
+@pytest.mark.parametrize("chunk_bytes", [1 << 20, 7 * 8 * 30, 1])
+@pytest.mark.parametrize("shape", [(1, 3, 5), (7, 24, 130), (13, 5, 67)])
+def test_chunks_agree_with_all_logits_at_once_in_float64(shape, chunk_bytes):
+    inputs = problem(*shape)
+    for more in ({}, dict(temperature=0.7, vocab_size=shape[2] - 2)):
+        inputs[2].clamp_(max=shape[2] - 3)
+        expected = run(reference.token_logprobs, *inputs, **more)
+        actual = run(token_logprobs, *inputs, chunk_bytes=chunk_bytes, **more)
+        assert_close(actual, expected, **F64)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 5), (7, 24, 130), (5, 4, 257), (3, 8, 64)])
+def test_triton_agrees_with_float64(shape, device):
+    inputs = problem(*shape, device=device)
+    expected = run(reference.token_logprobs, *inputs, temperature=0.7)
+    single = [x.float() if x.is_floating_point() else x for x in inputs]
+    for chunk_bytes in (1 << 20, shape[2] * 4 * 2):
+        actual = run(
+            token_logprobs, *single, temperature=0.7, chunk_bytes=chunk_bytes,
+            backend=Backend.triton,
+        )  # fmt: skip
+        assert_close([x.double() for x in actual], list(expected), **F32)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_extreme_logits(backend, device):
+    # Logits of some 1e4: the peak's word is certain, and all others' exponentials underflow.
+    inputs = problem(4, 6, 70, scale=3e3, device=device)
+    single = [x.float() if x.is_floating_point() else x for x in inputs]
+    expected = run(reference.token_logprobs, *inputs)
+    actual = run(token_logprobs, *single, backend=backend)
+    assert all(x.isfinite().all() for x in actual)
+    # A logit of 1e4 has an error of 1e-3 in float32.
+    assert_close(actual[0].double(), expected[0], rtol=1e-6, atol=5e-3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_impossible_words_and_targets_that_are_not_there(backend, device):
+    logits_cv = torch.tensor([[0.0, -torch.inf, 0.0, 9.0], [-torch.inf] * 4, [1.0] * 4])
+    logits_cv = logits_cv.to(device)
+    columns_c = torch.tensor([2, 0, -5], device=device)
+    statistics_4c = logit_statistics(logits_cv, columns_c, num_valid=3, backend=backend)
+    peak_c, log_sum_c, entropy_c, target_c = combine_shards(statistics_4c, None)
+    # Row 0: two words alike, the fourth is padding. Row 2: three, and the target is elsewhere.
+    assert_close((peak_c + log_sum_c)[[0, 2]].cpu(), torch.tensor([math.log(2), 1 + math.log(3)]))
+    assert_close(entropy_c[[0, 2]].cpu(), torch.tensor([math.log(2), math.log(3)]))
+    assert target_c[0] == 0 and target_c[1] == target_c[2] == -torch.inf
+    # Row 1 holds nothing: a sum of 0 under a finite peak, which another shard outweighs.
+    assert statistics_4c[0, 1].isfinite() and statistics_4c[1, 1] == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_tokens_and_one_word(backend, device):
+    empty = problem(0, 3, 5, device=device)
+    single = [x.float() if x.is_floating_point() else x for x in empty]
+    logprobs_T, entropy_T, grad_TD, grad_VD = run(token_logprobs, *single, backend=backend)
+    assert logprobs_T.shape == entropy_T.shape == (0,) and grad_TD.shape == (0, 3)
+    assert grad_VD.shape == (5, 3) and not grad_VD.any()
+    certain = [x.float() if x.is_floating_point() else x for x in problem(2, 3, 1, device=device)]
+    logprobs_T, entropy_T, grad_TD, _ = run(token_logprobs, *certain, backend=backend)
+    assert not logprobs_T.any() and not entropy_T.any() and not grad_TD.any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_shards_add_up_to_the_whole_vocabulary(backend, device):
+    hidden_TD, weight_VD, targets_T, _ = problem(6, 5, 40, scale=3.0, device=device)
+    expected_T, expected_entropy_T = reference.token_logprobs(hidden_TD, weight_VD, targets_T)
+    logits_TV = (hidden_TD @ weight_VD.T).float()
+    # A shard of padding alone at the end, as where the vocabulary is rounded up.
+    logits_TV = torch.cat([logits_TV, torch.full((6, 8), 77.0, device=device)], dim=1)
+    bounds = [(0, 16), (16, 40), (40, 48)]
+    shards = [
+        logit_statistics(
+            logits_TV[:, start:stop], targets_T - start, num_valid=40 - start, backend=backend
+        )
+        for start, stop in bounds
+    ]
+    # What the all-reduces do, by hand.
+    peak_T = torch.stack([shard[0] for shard in shards]).amax(0)
+    factors = [torch.exp(shard[0] - peak_T) for shard in shards]
+    total_T = sum(f * shard[1] for f, shard in zip(factors, shards, strict=True))
+    entr_T = sum(
+        f * shard[2] + torch.special.entr(f) * shard[1]
+        for f, shard in zip(factors, shards, strict=True)
+    )
+    target_T = torch.stack([shard[3] for shard in shards]).amax(0)
+    assert_close((target_T - peak_T - total_T.log()).double(), expected_T, **F32)
+    assert_close((entr_T / total_T + total_T.log()).double(), expected_entropy_T, **F32)
+
+
+def test_bfloat16_with_float32_logits_is_as_good_as_float32(device):
+    hidden_TD, weight_VD, targets_T, cotangent_T = problem(9, 24, 100, device=device)
+    hidden_TD, weight_VD = hidden_TD.bfloat16(), weight_VD.bfloat16()
+    exact = reference.token_logprobs(hidden_TD.double(), weight_VD.double(), targets_T)
+    kept, _, grad_TD, _ = run(
+        token_logprobs, hidden_TD, weight_VD, targets_T, cotangent_T, float32_logits=True
+    )
+    rounded, *_ = run(token_logprobs, hidden_TD, weight_VD, targets_T, cotangent_T)
+    assert kept.dtype == torch.float32 and grad_TD.dtype == torch.bfloat16
+    assert_close(kept.double(), exact[0], **F32)
+    # Logits near 8 that are rounded to bfloat16 are off by up to 2^-6.
+    assert (rounded.double() - exact[0]).abs().max() > 1e-3
+
+
+def test_what_is_frozen_gets_no_gradient():
+    hidden_TD, weight_VD, targets_T, _ = problem(7, 4, 9)
+    for chunk_bytes in (1 << 20, 100):
+        hidden_TD.requires_grad_(True).grad = None
+        logprobs_T, _ = token_logprobs(hidden_TD, weight_VD, targets_T, chunk_bytes=chunk_bytes)
+        logprobs_T.sum().backward()
+        expected, _ = reference.token_logprobs(hidden_TD, weight_VD, targets_T)
+        assert_close(hidden_TD.grad, torch.autograd.grad(expected.sum(), hidden_TD)[0], **F64)
+        assert weight_VD.grad is None
+
+
+def test_mistakes_are_named():
+    hidden_TD, weight_VD, targets_T, _ = problem(3, 4, 5)
+    with pytest.raises(ValueError, match="temperature must be > 0, got 0"):
+        token_logprobs(hidden_TD, weight_VD, targets_T, temperature=0)
+    with pytest.raises(ValueError, match=r"hidden_TD \[3, 4\].*weight_vD \[5, 3\]"):
+        token_logprobs(hidden_TD, weight_VD[:, :3], targets_T)
+    with pytest.raises(ValueError, match="float64 and targets_T"):
+        token_logprobs(hidden_TD.float(), weight_VD, targets_T)
