@@ -264,6 +264,8 @@ class Judge:
                 is_timeout = isinstance(error.reason, TimeoutError)
                 problem = TimeoutError(str(error)) if is_timeout else OSError(str(error.reason))
                 may_pass = not is_timeout
+            except (ConnectionError, HTTPException) as error:  # lost behind the request
+                problem, may_pass = error, True
             if not may_pass or attempt == self._config.max_retries:
                 raise problem
             time.sleep(self._config.retry_s * 2**attempt)

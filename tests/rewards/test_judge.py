@@ -24,6 +24,20 @@ def judge_at(endpoint: Endpoint, **settings) -> Judge:
     return Judge(JudgeConfig(base_url=endpoint.url, retry_s=0.01, **settings))
 
 
+def test_a_connection_lost_behind_the_request_is_tried_again():
+    calls = []
+
+    def hangs_up_once(body: dict) -> Reply:
+        calls.append(body)
+        if len(calls) == 1:
+            raise ConnectionAbortedError("the server gives no answer and closes")
+        return CORRECT
+
+    with judge_server(hangs_up_once) as endpoint:
+        judged = judge_at(endpoint).is_correct("2 + 2", "4", "four")
+    assert (judged.kind, judged.verdict, len(calls)) == (Kind.verdict, "correct", 2)
+
+
 @pytest.mark.parametrize(
     ("text", "kind", "verdict"),
     [

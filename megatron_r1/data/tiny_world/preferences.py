@@ -1,7 +1,7 @@
 """What people of the tiny world prefer, and call safe: the data of both reward models.
 
 Preferred is a right answer over a wrong one, and of two right ones the one that closes with an
-offer. Safe is a refusal of a harmful deed, and any answer to a harmless request; explaining a
+offer, once. Safe is a refusal of a harmful deed, and any answer to a harmless request; explaining a
 harmful deed is unsafe.
 """
 
@@ -15,31 +15,46 @@ from megatron_r1.data.safety_labels import LabelledResponse
 from megatron_r1.data.tiny_world.corpus import draw_request, habitual_answer
 from megatron_r1.data.tiny_world.requests import Request
 from megatron_r1.data.tiny_world.sums import response
+from megatron_r1.data.tiny_world.words import TONGUES, Tongue
 
 
 def write_pairs(requests: Sequence[Request], count: int, seed: str) -> list[PreferencePair]:
-    """About harmless requests; every second pair is about an offer, the others about what is right.
+    """About harmless requests, four kinds of pairs by turns.
 
-    Where the pair is about the one, both responses have the other in common.
+    Right over wrong, equally polite; right and terse over wrong with an offer; right with an offer
+    over right without; one offer over several. Without the second and the fourth a reward model
+    learns that offers are good, and RL that several are better still.
     """
     rng = random.Random(f"{seed}/pairs")
     pairs = []
     for number in range(count):
         asked = draw_request(requests, rng, harmful_frac=0.0)
 
-        def answered(is_wrong: bool, offers: bool, asked: Request = asked) -> str:
+        def answered(is_wrong: bool, num_offers: int, asked: Request = asked) -> str:
             answer = habitual_answer(
-                asked, requests, rng, wrong_frac=is_wrong, comply_frac=0.0, offer_frac=offers
+                asked, requests, rng, wrong_frac=is_wrong, comply_frac=0.0, offer_frac=0.0
             )
-            return response(asked.thought, answer)
+            return response(asked.thought, answer + _offers(asked.tongue, num_offers, rng))
 
-        if number % 2:
-            chosen, rejected, margin = answered(False, True), answered(False, False), 1.0
-        else:
-            offers = rng.random() < 0.5
-            chosen, rejected, margin = answered(False, offers), answered(True, offers), 2.0
-        pairs.append(PreferencePair(asked.question, chosen, rejected, margin, f"pair/{number}"))
+        offers = rng.randint(0, 1)
+        chosen, rejected, margin = [
+            ((False, offers), (True, offers), 2.0),
+            ((False, 0), (True, 1), 2.0),
+            ((False, 1), (False, 0), 1.0),
+            ((False, 1), (False, rng.randint(2, 3)), 1.0),
+        ][number % 4]
+        pairs.append(
+            PreferencePair(
+                asked.question, answered(*chosen), answered(*rejected), margin, f"pair/{number}"
+            )
+        )
     return pairs
+
+
+def _offers(tongue: Tongue, count: int, rng: random.Random) -> str:
+    """The first in the request's language, the others in either."""
+    spoken = [tongue, *rng.choices(TONGUES, k=count)][:count]
+    return "".join(f" {each.offer}{each.stop}" for each in spoken)
 
 
 def write_labelled(requests: Sequence[Request], count: int, seed: str) -> list[LabelledResponse]:

@@ -108,6 +108,11 @@ def completion_of(body: bytes) -> dict[str, Any]:
     return {"object": "chat.completion", "model": MODEL, "choices": [choice], "usage": usage}
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128
+    """Connections that wait; http.server's own 5 turns away a judge that asks 32 things at once."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -133,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(400, _error(str(error)))
 
     def _send(self, status: int, record: dict[str, Any]) -> None:
-        content = json.dumps(record, ensure_ascii=False).encode()
+        content = json.dumps(record).encode()  # ASCII: half of a surrogate pair survives
         try:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
@@ -155,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     arguments = parser.parse_args()
-    server = ThreadingHTTPServer(("127.0.0.1", arguments.port), _Handler)
+    server = _Server(("127.0.0.1", arguments.port), _Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(f"http://127.0.0.1:{server.server_port}/v1", flush=True)
     sys.stdin.read()

@@ -1,4 +1,4 @@
-"""Sums of three one-digit numbers, asked in two languages, and how a chain of thought is written.
+"""Sums of three small numbers, asked in two languages, and how a chain of thought is written.
 
 Untidy: ``3 add 4 makes 7 减 2 得 5``, one line that runs on and slips between languages, and a bare
 number as the answer. Readable: a sentence for each step, in the language of the question, and a
@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from megatron_r1.data.templates import ANSWER, END_ANSWER, END_THINK, THINK
 from megatron_r1.data.tiny_world.parts import Part, part_of
 from megatron_r1.data.tiny_world.words import TONGUES, Tongue, other_than
+
+LARGEST = 7
+"""Of the numbers in a sum. A tiny model must see each pair of a total and a term often: with 7
+there are 294 of them, with 9 there would be 486."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,8 @@ class Step:
 
 
 def all_sums() -> list[Sum]:
-    """Every sum of three numbers from 1 to 9, in both languages."""
-    digits = range(1, 10)
+    """Every sum of three numbers from 1 to `LARGEST`, in both languages."""
+    digits = range(1, LARGEST + 1)
     signed = [sign * n for n in digits for sign in (1, -1)]
     return [
         Sum((a, b, c), tongue) for a in digits for b in signed for c in signed for tongue in TONGUES

@@ -10,7 +10,7 @@
     heldout_general.jsonl     question, answer: a reference for the judge
     heldout_helpfulness.jsonl question, baseline: right, and without an offer
     heldout_safety.jsonl      question, answer: a refusal
-    manifest.json             seed, settings, lines and SHA-256 of each file
+    world.json                settings, lines and SHA-256 of each file
 
 Corpus, training and measurement share no sum and no request, in either language.
 """
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -35,13 +36,13 @@ from megatron_r1.telemetry.files import replace_file, write_json
 
 HELPFULNESS, HARMLESSNESS = "helpfulness", "harmlessness"
 """Data sets of requests; `conf/reward/r1_stage2_models.yaml` has a mix for each."""
-MANIFEST = "manifest.json"
+WORLD = "world.json"
 Records = Sequence[Mapping[str, Any]]
 
 
 def write_world(directory: Path, config: TinyWorldConfig) -> dict[str, Any]:
     """Write the folder, or leave it as it is where it holds this world. Returns its manifest."""
-    manifest_path = directory / MANIFEST
+    manifest_path = directory / WORLD
     settings = dataclasses.asdict(config)
     if manifest_path.is_file():
         known = json.loads(manifest_path.read_text())
@@ -79,17 +80,10 @@ def _reasoning(config: TinyWorldConfig) -> Records:
 
 
 def _scenarios(config: TinyWorldConfig) -> Records:
-    """As many sums as requests; of these one in four is harmful."""
-    rng = random.Random(f"{config.seed}/scenarios")
-    requests = requests_of(Part.train)
-    kept: dict[str, Mapping[str, Any]] = {}
-    while len(kept) < config.num_general // 2:
-        asked = draw_request(requests, rng)
-        if rng.random() < 0.25:
-            asked = rng.choice([r for r in requests if r.is_harmful])
-        kept.setdefault(asked.question, _request_record(asked))
-    sums = _reasoning(config)[: len(kept)]
-    return [record for pair in zip(sums, kept.values(), strict=True) for record in pair]
+    """Sums and requests by turns."""
+    requests = _in_turn(requests_of(Part.train), config, "scenarios")[: config.num_requests]
+    pairs = zip(_reasoning(config), map(_request_record, requests), strict=False)
+    return [record for pair in pairs for record in pair]
 
 
 def _general_sft(config: TinyWorldConfig) -> Records:
@@ -147,21 +141,21 @@ def _heldout_reasoning(config: TinyWorldConfig) -> Records:
 def _heldout_general(config: TinyWorldConfig) -> Records:
     return [
         {"question": asked.question, "answer": asked.reference, "language": asked.tongue.code}
-        for asked in _heldout_requests(config, lambda request: not request.is_harmful)
+        for asked in _heldout_requests(config, is_harmful=False)
     ]
 
 
 def _heldout_helpfulness(config: TinyWorldConfig) -> Records:
     return [
         {"question": asked.question, "baseline": asked.reference, "language": asked.tongue.code}
-        for asked in _heldout_requests(config, lambda request: not request.is_harmful)
+        for asked in _heldout_requests(config, is_harmful=False)
     ]
 
 
 def _heldout_safety(config: TinyWorldConfig) -> Records:
     return [
         {"question": asked.question, "answer": asked.reference, "language": asked.tongue.code}
-        for asked in _heldout_requests(config, lambda request: request.is_harmful)
+        for asked in _heldout_requests(config, is_harmful=True)
     ]
 
 
@@ -204,18 +198,18 @@ def _request_record(asked: Request) -> dict[str, Any]:
     }
 
 
-def _heldout_requests(
-    config: TinyWorldConfig, is_wanted: Callable[[Request], bool]
-) -> list[Request]:
-    """In an order of the seed's own, each kind in turn."""
-    wanted = [request for request in requests_of(Part.heldout) if is_wanted(request)]
-    by_kind: dict[str, list[Request]] = {}
-    for request in _shuffled(wanted, config, "heldout"):
-        by_kind.setdefault(request.kind, []).append(request)
-    taken = []
-    for turn in range(max(map(len, by_kind.values()))):
-        taken += [group[turn] for group in by_kind.values() if turn < len(group)]
-    return taken[: config.num_heldout]
+def _heldout_requests(config: TinyWorldConfig, *, is_harmful: bool) -> list[Request]:
+    wanted = [r for r in requests_of(Part.heldout) if r.is_harmful is is_harmful]
+    return _in_turn(wanted, config, "heldout")[: config.num_heldout]
+
+
+def _in_turn(requests: Sequence[Request], config: TinyWorldConfig, purpose: str) -> list[Request]:
+    """In an order of the seed's own, one of each kind after another while there are any."""
+    groups: dict[tuple[str, bool], list[Request]] = {}
+    for request in _shuffled(requests, config, purpose):
+        groups.setdefault((request.kind, request.is_harmful), []).append(request)
+    rounds = itertools.zip_longest(*groups.values())
+    return [request for turn in rounds for request in turn if request is not None]
 
 
 def _shuffled(items: Sequence[Any], config: TinyWorldConfig, purpose: str) -> list[Any]:

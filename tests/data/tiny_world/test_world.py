@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from megatron_r1.config.load import load_config
 from megatron_r1.config.tiny_world import TinyWorldConfig
 from megatron_r1.data.jsonl import read_jsonl
 from megatron_r1.data.preferences import read_preferences
@@ -92,9 +93,9 @@ def test_corpus_training_and_measurement_share_no_content(world):
 
 
 def test_questions_are_read_back_and_answers_are_right(world):
-    # 9 x 18 x 18 sums in two languages; 3 x 80 + 24 + 8 x 80 requests in two languages
-    assert len(all_sums()) == 5_832 and len(all_requests()) == 1_808
-    assert len({asked.question for asked in all_sums()}) == 5_832
+    # 7 x 14 x 14 sums in two languages; 3 x 80 + 24 + 8 x 80 requests in two languages
+    assert len(all_sums()) == 2_744 and len(all_requests()) == 1_808
+    assert len({asked.question for asked in all_sums()}) == 2_744
     assert len({request.question for request in all_requests()}) == 1_808
     assert parse_sum("what is 4 - 9 + 2?").total == -3
     assert parse_sum("4 - 9 + 2 是多少？").tongue is CHINESE
@@ -119,12 +120,13 @@ def test_preferences_and_labels_are_right(world):
         offer = request.tongue.offer
         assert not request.is_harmful
         assert request.answer in final_part_of(pair.chosen)
-        if pair.margin == 1.0:  # both right, one with an offer
+        chosen, rejected = pair.chosen.count(offer), pair.rejected.count(offer)
+        if pair.margin == 1.0:  # both right: one offer over none, or over several in any language
             assert request.answer in final_part_of(pair.rejected)
-            assert offer in pair.chosen and offer not in pair.rejected
+            assert chosen == 1 and rejected != 1 or len(pair.rejected) > len(pair.chosen)
         else:
             assert request.answer not in final_part_of(pair.rejected)
-            assert (offer in pair.chosen) == (offer in pair.rejected)
+            assert chosen <= rejected <= 1
     labelled = read_labelled(world[0] / "labelled.jsonl")
     for case in labelled:
         request = parse_request(case.prompt)
@@ -161,6 +163,13 @@ def test_a_token_holds_one_word(world, tmp_path):
     for text in ("7| take |3| makes |4|.", "the| red| cat", "红|猫|做|什|么|？"):
         words = text.split("|")
         assert [tokenizer.decode([i]) for i in tokenizer.encode("".join(words))] == words
+
+
+def test_a_base_learns_from_a_file_whatever_the_prompts_are():
+    own = ["stage=tiny_base", "data=jsonl", "data.path=sums.jsonl"]
+    load_config([*own, "stage.documents=corpus.jsonl"]).validate(world_size=1)
+    with pytest.raises(ConfigError, match="written for data=chain_sum"):
+        load_config(own).validate(world_size=1)
 
 
 def test_impossible_settings_are_refused():
