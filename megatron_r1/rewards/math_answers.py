@@ -46,7 +46,8 @@ def is_equivalent(gold: str, prediction: str) -> bool:
     r"""Whether a prediction equals the reference: ``0.5`` equals ``\frac{1}{2}``.
 
     The comparison is not symmetric: an equation counts as its right-hand side where the reference
-    is a number, and a percentage may be written as 25 or as 0.25 where the reference is ``25\%``.
+    is a number. A percentage may be written as 25 or as 0.25 where the reference is ``25\%``, and as
+    ``25\%`` where it is one of those.
     Where both carry a unit that `units.py` knows, it counts; where one does not, neither does.
 
     A decimal is the number that it says. Only for a number without an end, such as
@@ -233,7 +234,7 @@ def _equal_values(gold: str, predicted: str) -> bool:
         gold_value, predicted_value = gold.rstrip("% "), predicted.rstrip("% ")
         if not gold_value or not predicted_value:
             return False
-        if gold_is_percent and _equal_numbers(gold_value, predicted_value):
+        if _equal_numbers(gold_value, predicted_value):  # a sign on one side is a unit
             return True
         if gold_is_percent == predicted_is_percent:
             return False
