@@ -46,9 +46,9 @@ def is_equivalent(gold: str, prediction: str) -> bool:
     r"""Whether a prediction equals the reference: ``0.5`` equals ``\frac{1}{2}``.
 
     The comparison is not symmetric: an equation counts as its right-hand side where the reference
-    is a number. A percentage may be written as 25 or as 0.25 where the reference is ``25\%``, and as
-    ``25\%`` where it is one of those.
-    Where both carry a unit that `units.py` knows, it counts; where one does not, neither does.
+    is a number. A percentage may be written as 25 or as 0.25 where the reference is ``25\%``, and
+    the other way round. Where both carry a unit that `units.py` knows, it counts; where one does
+    not, neither does.
 
     A decimal is the number that it says. Only for a number without an end, such as
     ``\sqrt{8}`` or 1/3, is a decimal right that is correctly rounded, to six decimals or more.
