@@ -61,7 +61,8 @@ class PrecisionConfig:
     attention between them and what joins prediction layers stay in `dtype`."""
     parts: Parts = Parts.auto
     power_of_two_scales: bool = True
-    """FP8 scales are powers of two, as Transformer Engine's are unless it is told otherwise."""
+    """With `fp8 = block_sim`: FP8 scales are powers of two, as Transformer Engine's always are
+    here."""
     gradient_blocks: bool = False
     """With `fp8 = block_sim`: gradients of activations in blocks of 128 x 128 in place of tiles. To
     see training suffer: DeepSeek-V3's did (arXiv:2412.19437 appendix B.2)."""
@@ -75,8 +76,14 @@ class PrecisionConfig:
                 f"precision.fp8 = {self.fp8.value} with precision.dtype = {self.dtype.value}: what "
                 "is not FP8 is bfloat16 then. Set precision.dtype=bfloat16"
             )
-        if self.gradient_blocks and self.fp8 is not Fp8.block_sim:
-            raise ConfigError(
-                f"precision.gradient_blocks with precision.fp8 = {self.fp8.value}: only "
-                "fp8 = block_sim can do that"
-            )
+        if self.fp8 is Fp8.block_sim:
+            return
+        for name, asked in (
+            ("gradient_blocks = true", self.gradient_blocks),
+            ("power_of_two_scales = false", not self.power_of_two_scales),
+        ):
+            if asked:
+                raise ConfigError(
+                    f"precision.{name} with precision.fp8 = {self.fp8.value}: only "
+                    "fp8 = block_sim can do that"
+                )

@@ -180,6 +180,7 @@ def _check_collecting(config: RunConfig, stage: CollectingConfig) -> None:
             "stage.collect.source=DIR, a run, a checkpoint or a Hugging Face model"
         )
     _check_lengths(config)
+    _check_servers(config)
 
 
 def _check_lengths(config: RunConfig) -> None:

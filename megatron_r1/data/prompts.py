@@ -72,10 +72,10 @@ class PromptSource:
         pool = self.train if step >= self._all_from_step else self._early
         return [self._to_prompt(self._drawn(draw, pool), draw) for draw in draws]
 
-    def ahead(self, n: int) -> list[Prompt]:
-        """What the next `take` will return."""
+    def ahead(self, n: int, *, step: int = 0) -> list[Prompt]:
+        """What the next `take` will return, after `step` updates."""
         before = self._num_draws
-        prompts = self.take(n)
+        prompts = self.take(n, step=step)
         self._num_draws = before
         return prompts
 

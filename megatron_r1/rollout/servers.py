@@ -185,7 +185,10 @@ class Servers:
         if self._are_paused:
             return obeys(url, timeout_s=timeout_s)
         quick_s = min(_QUICK_S, timeout_s)
-        return samples_at_once(url, timeout_s=quick_s) or is_healthy(url, timeout_s=timeout_s)
+        if samples_at_once(url, timeout_s=quick_s) or is_healthy(url, timeout_s=timeout_s):
+            return True
+        # Paused meanwhile, it samples nothing for anyone.
+        return self._are_paused and obeys(url, timeout_s=timeout_s)
 
     def _start(self, servers: Sequence[_Local], *, again: bool) -> None:
         """Start these side by side, and return when all of them answer."""

@@ -29,6 +29,8 @@ def check_run(config: RunConfig, world_size: int) -> None:
     Raises:
         UserError: with the settings' paths, their values and a way out.
     """
+    if isinstance(config.stage, EvaluationStageConfig):
+        config = _with_model_of(config)
     config.validate(world_size)
     if isinstance(config.stage, PipelineConfig):
         return
@@ -45,7 +47,7 @@ def run_stage(config: RunConfig) -> None:
         return
     source = Path(config.model.init_from) if config.model.init_from else None
     if isinstance(config.stage, EvaluationStageConfig):
-        config = _with_model_of(config, source)
+        config = _with_model_of(config)
     from megatron_r1.stages.session import open_session
 
     with open_session(config) as session:
@@ -111,10 +113,10 @@ def run_stage(config: RunConfig) -> None:
                 run_distill(session, stage, run_dir, source)
 
 
-def _with_model_of(config: RunConfig, source: Path | None) -> RunConfig:
+def _with_model_of(config: RunConfig) -> RunConfig:
     """The shape of a model that is measured comes from its own files."""
-    if source is None:
+    if config.model.init_from is None:
         raise ConfigError("stage=evaluation measures a model: set model.init_from=DIR")
     from megatron_r1.stages.evaluation import model_of
 
-    return dataclasses.replace(config, model=model_of(source))
+    return dataclasses.replace(config, model=model_of(Path(config.model.init_from)))

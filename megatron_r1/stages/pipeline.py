@@ -46,23 +46,13 @@ from megatron_r1.platform.host import prepare, start_process_group, stop_process
 from megatron_r1.stages.dispatch import check_run, run_stage
 from megatron_r1.stages.steps import MODEL, Step, plan_steps
 from megatron_r1.telemetry.files import write_json
-from megatron_r1.telemetry.run_dir import RunDir, flatten
+from megatron_r1.telemetry.run_dir import HOW_NOT_WHAT, RunDir, flatten
 
 RECORD = "pipeline.json"
 SET_ASIDE = "replaced"
 """Folder of the run directory: the last run of each step that was started over."""
 _NOT_PART_GROUPS = ("cluster.", "telemetry.", "parallel.", "monitor.", "run.root", "run.name")
-_NOT_PART = (
-    "run.overwrite",
-    ".checkpoint_every_steps",
-    ".keep_checkpoints",
-    ".background_checkpoints",
-    "reward.num_workers",
-    "rollout.max_batch",
-    *(f".{name}" for name in ("base_url", "api_key_variable", "cache_path", "max_parallel")),
-    *(f".{name}" for name in ("timeout_s", "max_retries", "retry_s")),
-)
-"""Settings that do not change what a step makes: where it runs, and how patiently."""
+"""With `HOW_NOT_WHAT`, settings that do not change what a step makes."""
 
 
 def run_pipeline(config: RunConfig) -> None:
@@ -198,7 +188,7 @@ class Record:
         settings: dict[str, Any] = {}
         paths: dict[str, str] = {}
         for key, value in tree.items():
-            if key.startswith(_NOT_PART_GROUPS) or key.endswith(_NOT_PART):
+            if key.startswith(_NOT_PART_GROUPS) or key.endswith(HOW_NOT_WHAT):
                 continue
             if key.startswith("evaluation.") and not is_evaluation:
                 continue

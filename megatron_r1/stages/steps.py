@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_r1.config.cluster import SlurmConfig
 from megatron_r1.config.load import load_config
 from megatron_r1.config.overrides import quoted
 from megatron_r1.config.pipeline import (
@@ -46,6 +47,13 @@ def plan_steps(config: RunConfig, world_size: int) -> list[Step]:
     """
     stage = config.stage
     assert isinstance(stage, PipelineConfig), "asked of a pipeline alone"
+    cluster = config.cluster
+    if isinstance(cluster, SlurmConfig) and cluster.rollout_nodes:
+        raise ConfigError(
+            f"cluster.rollout_nodes = {cluster.rollout_nodes} for a pipeline in one job: its steps "
+            "sample in folders of their own. Set it to 0, or launch the steps that want nodes of "
+            "their own by themselves"
+        )
     wanted: dict[str, list[str]] = {name: [] for name in stage.steps}
     inputs = [stage.evaluation_inputs, *(settings.inputs for settings in stage.steps.values())]
     for sources in inputs:

@@ -36,24 +36,24 @@ _MAY_CHANGE_GROUPS = (
     "judge.",
     "stage.evaluation.",
 )
-_MAY_CHANGE = (
-    ".num_steps",
-    ".num_epochs",
-    ".heldout",
+_ASKING = ("base_url", "timeout_s", "cache_path", "max_parallel", "api_key_variable")
+_ASKING += ("max_retries", "retry_s")
+HOW_NOT_WHAT = (
     ".checkpoint_every_steps",
     ".keep_checkpoints",
-    "run.name",
-    "run.root",
+    ".background_checkpoints",
     "run.overwrite",
     "reward.num_workers",
     "rollout.max_batch",
-    *(f"stage.teacher.{name}" for name in ("base_url", "timeout_s", "cache_path", "max_parallel")),
-    *(f"stage.teacher.{name}" for name in ("api_key_variable", "max_retries", "retry_s")),
+    *(f"{who}.{name}" for who in ("judge", "teacher") for name in _ASKING),
     *(f"rollout.{name}" for name in ("urls", "router_url", "host", "port", "num_servers")),
     *(f"rollout.{name}" for name in ("tensor", "expert", "attention_data", "max_restarts")),
     *(f"rollout.{name}_s" for name in ("start_timeout", "request_timeout", "give_up")),
     *(f"rollout.{name}_s" for name in ("health_every", "health_timeout", "publish_timeout")),
 )
+"""Settings (the ends of their names) that do not change what a run makes: where it runs, how often
+it saves, and how patiently it asks."""
+_MAY_CHANGE = (*HOW_NOT_WHAT, ".num_steps", ".num_epochs", ".heldout", "run.name", "run.root")
 """Settings that a run may be resumed with in another value."""
 
 

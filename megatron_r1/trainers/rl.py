@@ -66,8 +66,9 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
         state = watching
         metrics = sum_pairs(phase.metrics, policy.layout.dp_cp)
         recorder.phase(phase.sampled, metrics | watched | dict(published))
-        if config.rollout.steps_ahead and phase_start + stage.steps_per_phase < stage.num_steps:
-            start_phase_ahead(parts, config)
+        next_start = phase_start + stage.steps_in_phase(phase_start)
+        if config.rollout.steps_ahead and next_start < stage.num_steps:
+            start_phase_ahead(parts, config, next_start)
         minibatches = deal(parts, config, phase.kept, phase_start)
         with recorder.timed("time/logprobs_s"):
             minibatches = [

@@ -68,9 +68,10 @@ def sample_phase(parts: RlParts, config: RlConfig, state: LoopState) -> Phase:
     return Phase(sampled=sampled, kept=kept, metrics=metrics)
 
 
-def start_phase_ahead(parts: RlParts, config: RlConfig) -> None:
-    """Have the servers begin with the prompts that the next phase draws first."""
-    prompts = parts.prompts.ahead(config.stage.prompts_per_step * config.stage.steps_per_phase)
+def start_phase_ahead(parts: RlParts, config: RlConfig, step: int) -> None:
+    """Have the servers begin with the prompts that the phase from `step` on draws first."""
+    wanted = config.stage.prompts_per_step * config.stage.steps_in_phase(step)
+    prompts = parts.prompts.ahead(wanted, step=step)
     params = sampling_params(config.rollout, config.stage.rollouts_per_prompt, config.seed)
     parts.engine.start_ahead(parts.megatron_step.policy.layout.own_share(prompts), params)
 

@@ -147,7 +147,9 @@ def test_data_sets_that_are_held_back_come_at_their_step(three_sets, tokenizer):
     source.hold_back({"help", "harm"}, until_step=8)
     early = source.take(30, step=6) + source.take(30, step=7)
     assert {prompt.dataset for prompt in early} == {"sums"}
+    ahead = source.ahead(59, step=8)
     late = source.take(59, step=8)
+    assert ahead == late
     assert {prompt.dataset for prompt in late} == {"sums", "help", "harm"}
     assert [prompt.draw for prompt in [*early, *late]] == list(range(119))
     again = open_prompts(three_sets, tokenizer, seed=1)

@@ -179,8 +179,12 @@ def test_moments_in_bfloat16_need_transformer_engine(one_rank):
 def test_settings_that_contradict_each_other_are_refused():
     with pytest.raises(ConfigError, match="precision.dtype = float32"):
         PrecisionConfig(fp8=Fp8.block)
-    with pytest.raises(ConfigError, match="precision.gradient_blocks with precision.fp8 = block"):
+    with pytest.raises(
+        ConfigError, match="precision.gradient_blocks = true with precision.fp8 = block"
+    ):
         precision(Fp8.block, gradient_blocks=True)
+    with pytest.raises(ConfigError, match="power_of_two_scales = false with precision.fp8 = block"):
+        precision(Fp8.block, power_of_two_scales=False)
 
 
 def test_grouped_experts_have_the_names_of_single_ones():
