@@ -189,11 +189,12 @@ def test_powers_of_two_by_hand(backend, device):
     assert codes[:, 5].float().tolist() == [448.0, 224.0, -384.0, 0.0]
 
 
+@pytest.mark.parametrize("power_of_two", [False, True])
 @pytest.mark.parametrize("backend", [Backend.reference, Backend.triton])
-def test_a_tile_that_is_not_finite_comes_out_as_nan(backend, device):
+def test_a_tile_that_is_not_finite_comes_out_as_nan(backend, power_of_two, device):
     x = torch.ones(3, 256, device=device)
     x[0, 3], x[1, 130] = float("nan"), float("inf")
-    again = round_trip(x, tile=TILE_OF_ACTIVATIONS, backend=backend)
+    again = round_trip(x, tile=TILE_OF_ACTIVATIONS, power_of_two=power_of_two, backend=backend)
     assert again[0, :128].isnan().all() and again[1, 130].isnan()
     assert not again[1, 128:].isfinite().any()
     # 448 * float32(1 / 448) is 1 but for a rounding.

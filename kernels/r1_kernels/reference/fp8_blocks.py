@@ -66,7 +66,8 @@ def _scales(largest_rc: Tensor, power_of_two: bool) -> Tensor:
     if power_of_two:
         # Any bit of the significand carries into the exponent.
         bits_rc = scales_rc.view(torch.int32) + 0x007FFFFF
-        scales_rc = (bits_rc & 0x7F800000).view(torch.float32)
+        rounded_rc = (bits_rc & 0x7F800000).view(torch.float32)
+        scales_rc = torch.where(scales_rc.isnan(), scales_rc, rounded_rc)
     return torch.where(largest_rc == 0, 1.0, scales_rc)
 
 
