@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.config.sft import CollectConfig
 from megatron_r1.data.prompts import open_prompts
-from megatron_r1.errors import StoppedEarly
+from megatron_r1.errors import DataError, StoppedEarly
 from megatron_r1.parallel.exchange import all_gather_objects, broadcast_object, on_main_rank
 from megatron_r1.rewards.scorer import RewardScorer
 from megatron_r1.rollout.engine import SamplingParams
@@ -148,13 +148,30 @@ def record_of(prompt: Prompt, rollout: Rollout, reward: Reward) -> dict[str, Any
     }
 
 
-def read_parts(directory: Path) -> list[dict[str, Any]]:
-    """Every line of every part, in order."""
-    return [
+def read_parts(directory: Path, by_draw: Mapping[int, Prompt]) -> list[dict[str, Any]]:
+    """Every line of every part, in order.
+
+    Raises:
+        DataError: a sample is of another prompt than the run has under its number.
+    """
+    samples = [
         json.loads(line)
         for path in sorted(directory.glob("part_*.jsonl"))
-        for line in path.read_text(encoding="utf-8").splitlines()
+        # A response may hold U+2028 and its like, at which splitlines would split.
+        for line in path.read_text(encoding="utf-8").split("\n")
+        if line
     ]
+    for sample in samples:
+        draw, sampled = sample["draw"], sample["prompt_id"]
+        prompt = by_draw.get(draw)
+        if prompt is None or prompt.id != sampled:
+            raise DataError(
+                f"{directory} holds samples of the prompt {sampled!r}, and prompt {draw} is now "
+                f"{'none' if prompt is None else repr(prompt.id)}: the file of prompts has "
+                "changed. Restore it, choose another run.name, or start over with "
+                "run.overwrite=true"
+            )
+    return samples
 
 
 def write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:

@@ -61,7 +61,7 @@ def write_cold_start(
 ) -> str:
     """Choose, rewrite, ask; write the set. On the main rank. Returns a table of reasons."""
     by_draw = {prompt.draw: prompt for prompt in prompts}
-    samples = read_parts(parts)
+    samples = read_parts(parts, by_draw)
     source = Path(stage.collect.source)
     origin = {"model": str(source), "model_version": version_of(source)}
     figures: dict[str, Any] = {}
