@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_r1.config.judge import JudgeConfig
 from megatron_r1.config.sft import R1Stage3Config
 from megatron_r1.data.rejection import select, trim_to_ratio
 from megatron_r1.data.samples import read_samples
@@ -19,7 +20,7 @@ from megatron_r1.parallel.exchange import on_main_rank
 from megatron_r1.rewards.judge import Judge, Kind
 from megatron_r1.rewards.language import words_of
 from megatron_r1.rewards.reasoning import final_part_of
-from megatron_r1.rewards.teacher import Teacher
+from megatron_r1.rewards.teacher import Teacher, check_answered
 from megatron_r1.stages.collect import first_prompts, read_parts, sample_parts
 from megatron_r1.stages.session import Session
 from megatron_r1.stages.sft import fine_tune
@@ -56,8 +57,8 @@ def write_sft_set(
 ) -> str:
     """Judge, choose, mix; write the set. On the main rank. Returns a table of reasons."""
     by_draw = {prompt.draw: prompt for prompt in prompts}
-    judge = Judge(with_cache(session.config.judge, data / "judge.jsonl"))
-    samples = with_verdicts(read_parts(parts), by_draw, judge)
+    endpoint = with_cache(session.config.judge, data / "judge.jsonl")
+    samples = with_verdicts(read_parts(parts, by_draw), by_draw, endpoint)
     found = select(samples, keep_per_prompt=stage.collect.keep_per_prompt)
     source = Path(stage.collect.source)
     origin = {"model": str(source), "model_version": version_of(source)}
@@ -80,9 +81,13 @@ def write_sft_set(
 
 
 def with_verdicts(
-    samples: Sequence[dict[str, Any]], by_draw: Mapping[int, Prompt], judge: Judge
+    samples: Sequence[dict[str, Any]], by_draw: Mapping[int, Prompt], endpoint: JudgeConfig
 ) -> list[dict[str, Any]]:
-    """The same samples; readable ones without an accuracy have the judge's verdict, ``judged``."""
+    """The same samples; readable ones without an accuracy have the judge's verdict, ``judged``.
+
+    Raises:
+        EngineError: the judge did not answer.
+    """
     asked = [
         index
         for index, sample in enumerate(samples)
@@ -93,8 +98,10 @@ def with_verdicts(
         sample, prompt = samples[index], by_draw[samples[index]["draw"]]
         answer = final_part_of(sample["response"])
         cases.append((prompt.question, prompt.answer, answer, sample["sample"]))
+    judgements = Judge(endpoint).map_correct(cases)
+    check_answered(judgements, who=f"the judge at {endpoint.base_url}", group="judge")
     judged = list(samples)
-    for index, found in zip(asked, judge.map_correct(cases) if cases else (), strict=True):
+    for index, found in zip(asked, judgements, strict=True):
         if found.kind in (Kind.verdict, Kind.not_an_answer):
             verdict = float(found.verdict == "correct")
             parts = {**samples[index]["parts"], "judged": verdict}
