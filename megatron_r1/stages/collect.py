@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from threading import Event, Thread
+from typing import Any, TypeVar
+
+import torch.distributed as dist
 
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.config.sft import CollectConfig
@@ -20,6 +23,9 @@ from megatron_r1.telemetry.files import replace_file
 from megatron_r1.telemetry.progress import Progress
 from megatron_r1.types import FinishReason, Prompt, Reward, Rollout, RolloutGroup, ScoredGroup
 
+T = TypeVar("T")
+_POLL_S = 10.0
+"""Our choice: how soon a wait for the main rank's work notices a signal."""
 FILTERS = {"accuracy": 1.0, "format": 1.0, "readable": 1.0}
 """Rules that look at each sample."""
 
@@ -127,6 +133,46 @@ def stop_between_parts(session: Session) -> None:
     number = session.job.signal_to_stop()
     if number:
         raise StoppedEarly(f"{signal.Signals(number).name} between two parts of samples")
+
+
+def while_main_works(session: Session, action: Callable[[Event], T]) -> T:
+    """`on_main_rank` for what takes hours, such as asking a teacher: the other ranks wait in many
+    short broadcasts, none of which outlasts the time limit of a collective.
+
+    Args:
+        action: runs in a thread. Its event is set when nobody waits for it any more.
+    Raises:
+        StoppedEarly: on every rank, when any was asked to stop meanwhile.
+    """
+    given_up, results, failures = Event(), [], []
+
+    def work() -> None:
+        try:
+            results.append(action(given_up))
+        except BaseException as error:
+            failures.append(error)
+
+    def has_ended() -> bool:
+        thread.join(_POLL_S)
+        return not thread.is_alive()
+
+    def outcome() -> T:
+        if failures:
+            raise failures[0]
+        return results[0]
+
+    thread = Thread(target=work, name="main rank's work", daemon=True)
+    if dist.get_rank() == 0:
+        thread.start()
+    try:
+        while not on_main_rank(has_ended):
+            stop_between_parts(session)
+    except BaseException:
+        given_up.set()
+        if thread.is_alive():
+            thread.join(_POLL_S)  # what it writes just now is to be whole
+        raise
+    return on_main_rank(outcome)
 
 
 def records_of(scored: ScoredGroup) -> Iterator[dict[str, Any]]:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import threading
+import time
+from types import SimpleNamespace
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from megatron_r1.config.judge import JudgeConfig
-from megatron_r1.errors import DataError, EngineError
-from megatron_r1.stages.collect import read_parts, write_lines
+from megatron_r1.errors import DataError, EngineError, StoppedEarly
+from megatron_r1.rewards.teacher import ask_all
+from megatron_r1.stages import collect
+from megatron_r1.stages.collect import read_parts, while_main_works, write_lines
 from megatron_r1.stages.r1_stage3 import with_verdicts
 from tests.rewards.builders import prompt_of
 from tests.rewards.judge_server import Reply, judge_server
@@ -54,3 +62,64 @@ def test_a_judge_that_is_down_ends_the_run():
         status = 200
         judged = with_verdicts(samples, BY_DRAW, endpoint)
     assert {found["parts"]["judged"] for found in judged} == {1.0}
+
+
+def wait_as(rank: int, store: str, found) -> None:
+    """Three waits of one of two ranks: for a result, for an error, and until rank 1 is to stop."""
+    dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+    collect._POLL_S = 0.1
+    asked_to_stop = threading.Event()
+
+    def signal_to_stop() -> int:
+        number = torch.tensor(10 if rank == 1 and asked_to_stop.is_set() else 0)
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        return int(number)
+
+    session = SimpleNamespace(
+        job=SimpleNamespace(between_loops=lambda: None, signal_to_stop=signal_to_stop)
+    )
+
+    def slowly(given_up: threading.Event) -> str:
+        time.sleep(0.5)
+        return f"from {dist.get_rank()}"
+
+    def fail(given_up: threading.Event) -> str:
+        raise DataError("no sample")
+
+    def ask_on(given_up: threading.Event) -> None:
+        try:
+            ask_all(lambda _: time.sleep(0.1), range(10_000), 1, given_up)
+        except StoppedEarly:
+            ended.append("the asking")
+            raise
+
+    said, ended = [while_main_works(session, slowly)], []
+    try:
+        while_main_works(session, fail)
+    except DataError as error:
+        said.append(str(error))
+    asked_to_stop.set()
+    try:
+        while_main_works(session, ask_on)
+    except StoppedEarly as reason:
+        said.append(str(reason).partition(" ")[0])
+    time.sleep(0.5)
+    found.put((rank, [*said, *ended]))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_ranks_wait_for_one_that_works(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    found = spawn.Queue()
+    ranks = [
+        spawn.Process(target=wait_as, args=(rank, str(tmp_path / "store"), found))
+        for rank in range(2)
+    ]
+    for process in ranks:
+        process.start()
+    said = dict(found.get(timeout=120) for _ in ranks)
+    for process in ranks:
+        process.join(60)
+    same = ["from 0", "no sample", "SIGUSR1"]
+    assert said == {0: [*same, "the asking"], 1: same}
