@@ -29,6 +29,8 @@ class Selection:
 
 def fault_of(sample: Mapping[str, Any]) -> str:
     """Why a sample is not learned from; empty: it is."""
+    if holds_half_a_pair(sample["response"]):
+        return "half a surrogate pair"
     parts, reasons = sample["parts"], sample["reasons"]
     for name in NEEDED:
         if parts.get(name, 1.0) < 1.0:
@@ -38,6 +40,11 @@ def fault_of(sample: Mapping[str, Any]) -> str:
     if "accuracy" not in parts and "judged" not in parts:
         return "no verdict"
     return ""
+
+
+def holds_half_a_pair(text: str) -> bool:
+    """Whether a text holds half of a surrogate pair, which is no character."""
+    return any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def select(samples: Iterable[Mapping[str, Any]], *, keep_per_prompt: int = 0) -> Selection:

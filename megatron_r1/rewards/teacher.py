@@ -7,15 +7,19 @@ What it writes is never trusted: rules look at it as at any other sample.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from typing import TypeVar
 
 from megatron_r1.config.sft import TeacherConfig
+from megatron_r1.data.rejection import holds_half_a_pair
 from megatron_r1.data.samples import Sample
 from megatron_r1.data.templates import ANSWER, END_ANSWER, END_THINK, THINK
-from megatron_r1.errors import EngineError
-from megatron_r1.rewards.judge import Judge, Kind
+from megatron_r1.errors import EngineError, StoppedEarly
+from megatron_r1.rewards.judge import Judge, Judgement, Kind
 
+Case = TypeVar("Case")
 _MAX_LOST = 0.05
 """Our choice: share of requests that may come to nothing before the run ends."""
 _PATTERN = (
@@ -60,7 +64,9 @@ wants, and what a good answer needs. Write the thought alone, without the answer
 class Teacher:
     """Every reply is kept on disk where `cache_path` says so: asked again, it costs nothing."""
 
-    def __init__(self, config: TeacherConfig) -> None:
+    def __init__(self, config: TeacherConfig, given_up: Event | None = None) -> None:
+        """given_up: ends what is asked when it is set."""
+        self._given_up = given_up
         self._judge = Judge(config)
         self._config = config
 
@@ -103,17 +109,49 @@ class Teacher:
         }
 
     def _ask(self, prompts: Sequence[str]) -> list[str | None]:
-        with ThreadPoolExecutor(max_workers=self._config.max_parallel) as pool:
-            found = list(pool.map(self._judge.ask, prompts))
-        lost = [reply for reply in found if reply.kind in (Kind.failed, Kind.timeout)]
-        if len(lost) > _MAX_LOST * len(found):
-            raise EngineError(
-                f"the teacher at {self._config.base_url} did not answer {len(lost)} of "
-                f"{len(found)} requests; the first: {lost[0].text}. Start it, or set "
-                "stage.teacher.base_url, timeout_s and max_retries. What it did answer is kept "
-                "where stage.teacher.cache_path says"
-            )
-        return [reply.verdict.strip() or None for reply in found]
+        found = ask_all(self._judge.ask, prompts, self._config.max_parallel, self._given_up)
+        check_answered(found, who=f"the teacher at {self._config.base_url}", group="stage.teacher")
+        texts = [reply.verdict.strip() for reply in found]
+        # No file of samples may hold half of a surrogate pair, which JSON can escape.
+        return [text if text and not holds_half_a_pair(text) else None for text in texts]
+
+
+def ask_all(
+    ask: Callable[[Case], Judgement],
+    cases: Sequence[Case],
+    max_parallel: int,
+    given_up: Event | None,
+) -> list[Judgement]:
+    """`ask` for each case, several at once.
+
+    Raises:
+        StoppedEarly: `given_up` was set; requests that were under way are waited for.
+    """
+
+    def ask_one(case: Case) -> Judgement:
+        if given_up is not None and given_up.is_set():
+            raise StoppedEarly("nobody waits for the replies")
+        return ask(case)
+
+    with ThreadPoolExecutor(max_workers=max_parallel) as pool:
+        return list(pool.map(ask_one, cases))
+
+
+def check_answered(found: Sequence[Judgement], *, who: str, group: str) -> None:
+    """A few lost requests are left out; many would leave a set that is not what was asked for.
+
+    Args:
+        group: of the endpoint's settings.
+    Raises:
+        EngineError: more than `_MAX_LOST` of the requests failed or timed out.
+    """
+    lost = [reply for reply in found if reply.kind in (Kind.failed, Kind.timeout)]
+    if len(lost) > _MAX_LOST * len(found):
+        raise EngineError(
+            f"{who} did not answer {len(lost)} of {len(found)} requests; the first: "
+            f"{lost[0].text}. Start it, or set {group}.base_url, timeout_s and max_retries. What "
+            f"it did answer is kept where {group}.cache_path says"
+        )
 
 
 def with_thought(thought: str, answer: str) -> str:

@@ -54,9 +54,16 @@ def plan_chain(overrides: Sequence[str]) -> list[Link]:
 
 
 def _steps_of(config: RunConfig, overrides: Sequence[str]) -> list[Link]:
-    """A job for each step, which does nothing where the step is done already."""
+    """A job for each step, which does nothing where the step is done already.
+
+    They share a run directory: `run.overwrite` is for the first job alone.
+    """
     cluster = config.cluster
     world_size = cluster.world_size if isinstance(cluster, SlurmConfig) else 1
     names = [step.name for step in plan_steps(config, world_size)]
     chosen = [name for name in names if not config.stage.only or name in config.stage.only]
-    return [Link(name, [*overrides, f"stage.only=[{name}]"], config) for name in chosen]
+    links = []
+    for number, name in enumerate(chosen):
+        goes_on = ["run.overwrite=false"] if number and config.run.overwrite else []
+        links.append(Link(name, [*overrides, *goes_on, f"stage.only=[{name}]"], config))
+    return links

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from threading import Event, Thread
+from typing import Any, TypeVar
+
+import torch.distributed as dist
 
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.config.sft import CollectConfig
 from megatron_r1.data.prompts import open_prompts
-from megatron_r1.errors import StoppedEarly
+from megatron_r1.errors import DataError, StoppedEarly
 from megatron_r1.parallel.exchange import all_gather_objects, broadcast_object, on_main_rank
 from megatron_r1.rewards.scorer import RewardScorer
 from megatron_r1.rollout.engine import SamplingParams
@@ -20,6 +23,9 @@ from megatron_r1.telemetry.files import replace_file
 from megatron_r1.telemetry.progress import Progress
 from megatron_r1.types import FinishReason, Prompt, Reward, Rollout, RolloutGroup, ScoredGroup
 
+T = TypeVar("T")
+_POLL_S = 10.0
+"""Our choice: how soon a wait for the main rank's work notices a signal."""
 FILTERS = {"accuracy": 1.0, "format": 1.0, "readable": 1.0}
 """Rules that look at each sample."""
 
@@ -129,6 +135,46 @@ def stop_between_parts(session: Session) -> None:
         raise StoppedEarly(f"{signal.Signals(number).name} between two parts of samples")
 
 
+def while_main_works(session: Session, action: Callable[[Event], T]) -> T:
+    """`on_main_rank` for what takes hours, such as asking a teacher: the other ranks wait in many
+    short broadcasts, none of which outlasts the time limit of a collective.
+
+    Args:
+        action: runs in a thread. Its event is set when nobody waits for it any more.
+    Raises:
+        StoppedEarly: on every rank, when any was asked to stop meanwhile.
+    """
+    given_up, results, failures = Event(), [], []
+
+    def work() -> None:
+        try:
+            results.append(action(given_up))
+        except BaseException as error:
+            failures.append(error)
+
+    def has_ended() -> bool:
+        thread.join(_POLL_S)
+        return not thread.is_alive()
+
+    def outcome() -> T:
+        if failures:
+            raise failures[0]
+        return results[0]
+
+    thread = Thread(target=work, name="main rank's work", daemon=True)
+    if dist.get_rank() == 0:
+        thread.start()
+    try:
+        while not on_main_rank(has_ended):
+            stop_between_parts(session)
+    except BaseException:
+        given_up.set()
+        if thread.is_alive():
+            thread.join(_POLL_S)  # what it writes just now is to be whole
+        raise
+    return on_main_rank(outcome)
+
+
 def records_of(scored: ScoredGroup) -> Iterator[dict[str, Any]]:
     """A line for each sample of a group."""
     for rollout, reward in zip(scored.group.rollouts, scored.rewards, strict=True):
@@ -148,13 +194,30 @@ def record_of(prompt: Prompt, rollout: Rollout, reward: Reward) -> dict[str, Any
     }
 
 
-def read_parts(directory: Path) -> list[dict[str, Any]]:
-    """Every line of every part, in order."""
-    return [
+def read_parts(directory: Path, by_draw: Mapping[int, Prompt]) -> list[dict[str, Any]]:
+    """Every line of every part, in order.
+
+    Raises:
+        DataError: a sample is of another prompt than the run has under its number.
+    """
+    samples = [
         json.loads(line)
         for path in sorted(directory.glob("part_*.jsonl"))
-        for line in path.read_text(encoding="utf-8").splitlines()
+        # A response may hold U+2028 and its like, at which splitlines would split.
+        for line in path.read_text(encoding="utf-8").split("\n")
+        if line
     ]
+    for sample in samples:
+        draw, sampled = sample["draw"], sample["prompt_id"]
+        prompt = by_draw.get(draw)
+        if prompt is None or prompt.id != sampled:
+            raise DataError(
+                f"{directory} holds samples of the prompt {sampled!r}, and prompt {draw} is now "
+                f"{'none' if prompt is None else repr(prompt.id)}: the file of prompts has "
+                "changed. Restore it, choose another run.name, or start over with "
+                "run.overwrite=true"
+            )
+    return samples
 
 
 def write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from megatron_r1.config.sft import R1Stage1Config
@@ -23,6 +24,7 @@ from megatron_r1.stages.collect import (
     read_parts,
     sample_parts,
     score_texts,
+    while_main_works,
 )
 from megatron_r1.stages.session import Session
 from megatron_r1.stages.sft import fine_tune
@@ -49,7 +51,11 @@ def run_r1_stage1(
     if not on_main_rank(lambda: (data / MANIFEST).is_file()):
         prompts = first_prompts(session, stage.collect, Path(stage.collect.source))
         parts = sample_parts(session, stage.collect, prompts, data / "samples")
-        session.say(on_main_rank(lambda: write_cold_start(session, stage, prompts, parts, data)))
+        table = while_main_works(
+            session,
+            lambda given_up: write_cold_start(session, stage, prompts, parts, data, given_up),
+        )
+        session.say(table)
     heldout = on_main_rank(lambda: (data / HELDOUT).stat().st_size > 0)
     return fine_tune(
         session, stage, run_dir, init_from, data / TRAIN, data / HELDOUT if heldout else None
@@ -57,16 +63,21 @@ def run_r1_stage1(
 
 
 def write_cold_start(
-    session: Session, stage: R1Stage1Config, prompts: Sequence[Prompt], parts: Path, data: Path
+    session: Session,
+    stage: R1Stage1Config,
+    prompts: Sequence[Prompt],
+    parts: Path,
+    data: Path,
+    given_up: Event,
 ) -> str:
     """Choose, rewrite, ask; write the set. On the main rank. Returns a table of reasons."""
     by_draw = {prompt.draw: prompt for prompt in prompts}
-    samples = read_parts(parts)
+    samples = read_parts(parts, by_draw)
     source = Path(stage.collect.source)
     origin = {"model": str(source), "model_version": version_of(source)}
     figures: dict[str, Any] = {}
     if stage.teacher.enabled:
-        teacher = Teacher(with_cache(stage.teacher, data / "teacher.jsonl"))
+        teacher = Teacher(with_cache(stage.teacher, data / "teacher.jsonl"), given_up)
         with RewardScorer(filter_rules(session, stage.collect)) as scorer:
             samples = rewrite_right_ones(stage, samples, by_draw, teacher, scorer)
             found = select(samples, keep_per_prompt=stage.collect.keep_per_prompt)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Event
 from typing import Any
 
+from megatron_r1.config.judge import JudgeConfig
 from megatron_r1.config.sft import R1Stage3Config
 from megatron_r1.data.rejection import select, trim_to_ratio
 from megatron_r1.data.samples import read_samples
@@ -19,8 +21,8 @@ from megatron_r1.parallel.exchange import on_main_rank
 from megatron_r1.rewards.judge import Judge, Kind
 from megatron_r1.rewards.language import words_of
 from megatron_r1.rewards.reasoning import final_part_of
-from megatron_r1.rewards.teacher import Teacher
-from megatron_r1.stages.collect import first_prompts, read_parts, sample_parts
+from megatron_r1.rewards.teacher import Teacher, ask_all, check_answered
+from megatron_r1.stages.collect import first_prompts, read_parts, sample_parts, while_main_works
 from megatron_r1.stages.session import Session
 from megatron_r1.stages.sft import fine_tune
 from megatron_r1.stages.sft_set import (
@@ -44,7 +46,11 @@ def run_r1_stage3(
     if not on_main_rank(lambda: (data / MANIFEST).is_file()):
         prompts = first_prompts(session, stage.collect, Path(stage.collect.source))
         parts = sample_parts(session, stage.collect, prompts, data / "samples")
-        session.say(on_main_rank(lambda: write_sft_set(session, stage, prompts, parts, data)))
+        table = while_main_works(
+            session,
+            lambda given_up: write_sft_set(session, stage, prompts, parts, data, given_up),
+        )
+        session.say(table)
     heldout = on_main_rank(lambda: (data / HELDOUT).stat().st_size > 0)
     return fine_tune(
         session, stage, run_dir, init_from, data / TRAIN, data / HELDOUT if heldout else None
@@ -52,12 +58,17 @@ def run_r1_stage3(
 
 
 def write_sft_set(
-    session: Session, stage: R1Stage3Config, prompts: Sequence[Prompt], parts: Path, data: Path
+    session: Session,
+    stage: R1Stage3Config,
+    prompts: Sequence[Prompt],
+    parts: Path,
+    data: Path,
+    given_up: Event,
 ) -> str:
     """Judge, choose, mix; write the set. On the main rank. Returns a table of reasons."""
     by_draw = {prompt.draw: prompt for prompt in prompts}
-    judge = Judge(with_cache(session.config.judge, data / "judge.jsonl"))
-    samples = with_verdicts(read_parts(parts), by_draw, judge)
+    endpoint = with_cache(session.config.judge, data / "judge.jsonl")
+    samples = with_verdicts(read_parts(parts, by_draw), by_draw, endpoint, given_up)
     found = select(samples, keep_per_prompt=stage.collect.keep_per_prompt)
     source = Path(stage.collect.source)
     origin = {"model": str(source), "model_version": version_of(source)}
@@ -65,7 +76,7 @@ def write_sft_set(
     reasoning = [
         example_of(sample, by_draw[sample["draw"]], seed=seed, **origin) for sample in found.kept
     ]
-    general, figures = general_examples(stage, data)
+    general, figures = general_examples(stage, data, given_up)
     all_found = {"reasoning, all": len(reasoning), "general, all": len(general)}
     reasoning, general = trim_to_ratio(reasoning, general, stage.reasoning_per_general)
     figures |= {**all_found, "reasoning": len(reasoning), "general": len(general)}
@@ -80,9 +91,16 @@ def write_sft_set(
 
 
 def with_verdicts(
-    samples: Sequence[dict[str, Any]], by_draw: Mapping[int, Prompt], judge: Judge
+    samples: Sequence[dict[str, Any]],
+    by_draw: Mapping[int, Prompt],
+    endpoint: JudgeConfig,
+    given_up: Event | None = None,
 ) -> list[dict[str, Any]]:
-    """The same samples; readable ones without an accuracy have the judge's verdict, ``judged``."""
+    """The same samples; readable ones without an accuracy have the judge's verdict, ``judged``.
+
+    Raises:
+        EngineError: the judge did not answer.
+    """
     asked = [
         index
         for index, sample in enumerate(samples)
@@ -93,8 +111,16 @@ def with_verdicts(
         sample, prompt = samples[index], by_draw[samples[index]["draw"]]
         answer = final_part_of(sample["response"])
         cases.append((prompt.question, prompt.answer, answer, sample["sample"]))
+    judge = Judge(endpoint)
+    judgements = ask_all(
+        lambda case: judge.is_correct(*case[:3], sample=case[3]),
+        cases,
+        endpoint.max_parallel,
+        given_up,
+    )
+    check_answered(judgements, who=f"the judge at {endpoint.base_url}", group="judge")
     judged = list(samples)
-    for index, found in zip(asked, judge.map_correct(cases) if cases else (), strict=True):
+    for index, found in zip(asked, judgements, strict=True):
         if found.kind in (Kind.verdict, Kind.not_an_answer):
             verdict = float(found.verdict == "correct")
             parts = {**samples[index]["parts"], "judged": verdict}
@@ -103,7 +129,7 @@ def with_verdicts(
 
 
 def general_examples(
-    stage: R1Stage3Config, data: Path
+    stage: R1Stage3Config, data: Path, given_up: Event
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """What is no reasoning, by the schema of docs/data.md, and the teacher's figures."""
     if stage.general is None:
@@ -112,7 +138,7 @@ def general_examples(
     responses = [sample.response for sample in samples]
     figures: dict[str, Any] = {}
     if stage.teacher.enabled:
-        teacher = Teacher(with_cache(stage.teacher, data / "teacher.jsonl"))
+        teacher = Teacher(with_cache(stage.teacher, data / "teacher.jsonl"), given_up)
         bare = [
             index
             for index, sample in enumerate(samples)

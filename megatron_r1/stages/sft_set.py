@@ -79,7 +79,8 @@ def write_set(
     if not examples:
         raise DataError(
             f"no sample is left to train on:\n{table}\nLook into {directory}, sample more "
-            "(stage.collect), or loosen the filters (reward.readability)"
+            "(stage.collect) or loosen the filters (reward.readability), and start over with "
+            "run.overwrite=true"
         )
     train, heldout = split_heldout(examples, heldout_frac)
     write_lines(directory / TRAIN, train)

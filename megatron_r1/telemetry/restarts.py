@@ -11,10 +11,11 @@ from pathlib import Path
 from megatron_r1.errors import NoProgressError
 
 RESTARTS_FILE = "restarts.jsonl"
+_FILES = {"data": "**/data/**/*.jsonl", "results": "**/eval/**/*.json"}
 
 
 def check_progress(run_dir: Path, env: Mapping[str, str], *, allowed: int) -> None:
-    """Compare the run's newest checkpoints with those that the job's earlier restarts found.
+    """Compare what the run has made with what the job's earlier restarts found.
 
     Every rank comes to the same conclusion by itself, before anything that could crash; rank 0
     keeps the record. The first start of a job is not one of them.
@@ -25,7 +26,7 @@ def check_progress(run_dir: Path, env: Mapping[str, str], *, allowed: int) -> No
     restart = int(env.get("SLURM_RESTART_COUNT", "0"))
     if restart == 0:
         return
-    job, found = env["SLURM_JOB_ID"], newest_checkpoints(run_dir)
+    job, found = env["SLURM_JOB_ID"], made_so_far(run_dir)
     record = run_dir / RESTARTS_FILE
     earlier = [row for row in _read(record) if row["job"] == job and row["restart"] < restart]
     if env.get("RANK", "0") == "0":
@@ -38,20 +39,26 @@ def check_progress(run_dir: Path, env: Mapping[str, str], *, allowed: int) -> No
             break
         in_vain += 1
     if in_vain >= allowed:
-        newest = ", ".join(f"{where}: {name}" for where, name in found.items()) or "none"
+        newest = ", ".join(f"{where}: {name}" for where, name in found.items()) or "nothing"
         raise NoProgressError(
-            f"{in_vain} restarts of job {job} in a row found the same newest checkpoint ({newest}) "
-            f"in {run_dir}. The logs of the restarts say why; then submit it again, or raise "
-            "cluster.restarts_without_progress"
+            f"{in_vain} restarts of job {job} in a row found no newer checkpoint, sample or "
+            f"result ({newest}) in {run_dir}. The logs of the restarts say why; then submit "
+            "it again, or raise cluster.restarts_without_progress"
         )
 
 
-def newest_checkpoints(run_dir: Path) -> dict[str, str]:
-    """Where `latest` stands in each loop of the run."""
-    return {
+def made_so_far(run_dir: Path) -> dict[str, str]:
+    """Where `latest` stands in each loop of the run; how much there is of what stages make without
+    a checkpoint: samples, replies of a judge or a teacher, results of an evaluation."""
+    found = {
         str(pointer.parent.parent.relative_to(run_dir)): pointer.read_text().strip()
         for pointer in sorted(run_dir.glob("**/checkpoints/latest"))
     }
+    for what, pattern in _FILES.items():
+        sizes = [path.stat().st_size for path in run_dir.glob(pattern)]
+        if sizes:
+            found[what] = f"{len(sizes)} files, {sum(sizes)} bytes"
+    return found
 
 
 def _read(record: Path) -> list[dict]:

@@ -26,7 +26,11 @@ from megatron_r1.telemetry.files import replace_file
 
 _LOCK = ".lock"
 _REPLACED = ".replaced"
-"""Where `run.overwrite` puts what there was, until the new run has made a step."""
+"""Where `run.overwrite` puts what there was, until the new run has made something."""
+_BEGINS = ("**/metrics.jsonl", "**/data/samples/part_*.jsonl")
+"""What a run writes that one under another configuration would mix its own with."""
+_RESULTS = ("**/eval/**/*.json", "**/corpus.jsonl")
+"""What else a stage makes; some make nothing else."""
 _MAY_CHANGE_GROUPS = (
     "parallel.",
     "cluster.",
@@ -81,11 +85,11 @@ class RunDir:
     def close(self) -> None:
         """Give the lock back. The kernel does so too when the process dies.
 
-        What `run.overwrite` set aside comes back when the new run has not made a step.
+        What `run.overwrite` set aside comes back when the new run has made nothing.
         """
         replaced = self.path / _REPLACED
         if replaced.is_dir():
-            if self._has_begun():
+            if self._holds(*_BEGINS, *_RESULTS):
                 shutil.rmtree(replaced)
             else:
                 self._delete_entries()
@@ -121,7 +125,7 @@ class RunDir:
         saved_file = self.path / "config.yaml"
         if isinstance(config.stage, PipelineConfig):
             return  # its steps are runs of their own, and find out what changed for them
-        if not (self._has_begun() and saved_file.is_file()):
+        if not (self._holds(*_BEGINS) and saved_file.is_file()):
             return  # a start that was refused claims nothing
         try:
             saved = flatten(OmegaConf.to_container(OmegaConf.load(saved_file)))
@@ -143,9 +147,9 @@ class RunDir:
                 "Choose another run.name, or run.overwrite=true to start over"
             )
 
-    def _has_begun(self) -> bool:
-        """Whether a step has been made; what was set aside does not count."""
-        found = self.path.glob("**/metrics.jsonl")
+    def _holds(self, *patterns: str) -> bool:
+        """Whether a file was made that one of `patterns` names; what was set aside counts not."""
+        found = (file for pattern in patterns for file in self.path.glob(pattern))
         return any(self.path / _REPLACED not in file.parents for file in found)
 
     def _set_aside(self) -> None:
@@ -157,7 +161,7 @@ class RunDir:
                 "run.overwrite=true would delete what it holds. Choose another run.name"
             )
         replaced = self.path / _REPLACED
-        if replaced.is_dir() and not self._has_begun():
+        if replaced.is_dir() and not self._holds(*_BEGINS, *_RESULTS):
             self._delete_entries()
             return
         shutil.rmtree(replaced, ignore_errors=True)

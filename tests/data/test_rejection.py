@@ -50,6 +50,11 @@ def test_where_no_rule_serves_the_judge_decides():
     assert fault_of(asked) == "judged"
 
 
+def test_half_a_surrogate_pair_is_no_text():
+    assert fault_of(sample(0, "it is \ud83d")) == "half a surrogate pair"
+    assert fault_of(sample(0, "it is \U0001f600")) == ""
+
+
 def examples(name: str, count: int) -> list[dict]:
     return [{"question": f"{name} {n}", "response": str(n)} for n in range(count)]
 

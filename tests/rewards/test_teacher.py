@@ -20,15 +20,17 @@ def teacher_at(url: str, **settings) -> Teacher:
     )
 
 
-def test_replies_that_were_cut_off_or_empty_are_none():
+def test_replies_that_were_cut_off_empty_or_no_text_are_none(tmp_path):
+    cache = str(tmp_path / "cache.jsonl")
     replies = {"0": Reply("<think>", finish_reason="length"), "1": Reply(" "), "2": Reply(" yes ")}
+    replies["3"] = Reply("half \ud83d")
 
     def answer(body: dict) -> Reply:
         return replies[re.findall(r"<question>\n(.)", body["messages"][0]["content"])[0]]
 
     with judge_server(answer) as endpoint:
-        texts = teacher_at(endpoint.url).rewrite([(str(n), "") for n in range(3)])
-    assert texts == [None, None, "yes"]
+        texts = teacher_at(endpoint.url, cache_path=cache).rewrite([(str(n), "") for n in range(4)])
+    assert texts == [None, None, "yes", None]
 
 
 def test_a_lost_request_is_none_and_many_are_an_error(tmp_path):

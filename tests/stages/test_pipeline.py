@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_r1.config.load import load_config
 from megatron_r1.slurm.chain import plan_chain
 from tests.stages.test_examples import ROOT, run
 
@@ -152,3 +153,10 @@ def test_the_same_table_whatever_happens(tmp_path):
     links = plan_chain([*whole, "cluster=slurm"])
     assert [link.name for link in links] == [*record]
     assert links[2].overrides[-1] == "stage.only=[zero]"
+
+
+def test_the_first_job_of_a_chain_overwrites_and_the_others_go_on(tmp_path):
+    whole = command(tmp_path, tmp_path / "samples.jsonl")
+    links = plan_chain([*whole, "cluster=slurm", "run.overwrite=true"])
+    overwrite = [load_config(link.overrides).run.overwrite for link in links]
+    assert overwrite == [True, *[False] * 5]

@@ -37,6 +37,21 @@ def test_a_newer_checkpoint_starts_the_count_again(tmp_path):
         start(tmp_path, restart)
 
 
+@pytest.mark.parametrize(
+    "made", ["data/samples/part_{}.jsonl", "one/data/teacher.jsonl", "two/eval/all/{}.json"]
+)
+def test_samples_replies_and_results_are_progress_too(tmp_path, made):
+    for restart in range(1, 6):
+        path = tmp_path / made.format(restart)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write("{}\n")
+        start(tmp_path, restart)
+    start(tmp_path, 6)
+    with pytest.raises(NoProgressError, match=r"no newer checkpoint, sample or result \(.* bytes"):
+        start(tmp_path, 7)
+
+
 def test_a_start_that_is_no_restart_leaves_no_trace(tmp_path):
     check_progress(tmp_path / "run", {}, allowed=1)
     start(tmp_path / "run", 0)

@@ -93,6 +93,34 @@ def test_overwrite_deletes_the_old_run_once_the_new_one_has_made_a_step(tmp_path
     ]
 
 
+def test_parts_of_samples_belong_to_a_configuration(tmp_path):
+    RunDir(config(tmp_path)).close()
+    parts = tmp_path / "quickstart/data/samples"
+    parts.mkdir(parents=True)
+    (parts / "part_00000.jsonl").touch()
+    with pytest.raises(RunDirError, match="data.num_problems: .* -> 7"):
+        RunDir(config(tmp_path, "data.num_problems=7"))
+    RunDir(config(tmp_path)).close()
+
+
+@pytest.mark.parametrize(
+    "made", ["data/samples/part_00000.jsonl", "eval/heldout/sums.json", "corpus.jsonl"]
+)
+def test_what_other_stages_make_replaces_the_old_run_too(tmp_path, made):
+    path = begun_run(tmp_path)
+    new = RunDir(config(tmp_path, "run.overwrite=true", "run.seed=2"))
+    (path / made).parent.mkdir(parents=True, exist_ok=True)
+    (path / made).touch()
+    new._lock.close()  # as the kernel does for one that is killed
+    newer = RunDir(config(tmp_path, "run.overwrite=true", "run.seed=3"))
+    assert not (path / made).exists()
+    newer.close()  # has made nothing: the one before it comes back, not the first
+    assert (path / made).is_file() and not (path / "base").exists()
+
+    RunDir(config(tmp_path, "run.seed=2")).close()
+    assert (path / made).is_file()
+
+
 def test_overwrite_by_a_run_that_never_begins_loses_nothing(tmp_path):
     path = begun_run(tmp_path)
     before = {f.name: f.read_bytes() for f in (path / "config.yaml", path / "base/metrics.jsonl")}
