@@ -51,6 +51,7 @@ class RunIdentity:
     """Who this run is. The name is the identity: starting it again resumes it."""
 
     name: str = "r1_zero"
+    """`conf/config.yaml` makes it the stage's, so that no stage goes on in another's folder."""
     root: str = "runs"
     seed: int = 1
     overwrite: bool = False
