@@ -250,8 +250,8 @@ def _check_general(config: RunConfig) -> None:
     if twice:
         raise ConfigError(
             f"reward.schedules names {', '.join(twice)}, and in stage=r1_stage4 reward models "
-            "count in the last stage.preference_steps updates. Use reward=r1_stage4, which leaves "
-            "their schedules to the stage"
+            "count in the last stage.preference_steps updates. Leave them out there, as "
+            "conf/reward/r1_stage4.yaml does"
         )
 
 

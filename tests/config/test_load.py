@@ -59,7 +59,6 @@ def test_the_saved_configuration_is_complete():
 MODELS = ["reward.models.helpful=one", "reward.models.safety=other"]
 NEEDED = {
     "jsonl": ["data.path=prompts.jsonl"],
-    "r1_stage2_models": MODELS,
     "r1_stage4": MODELS,
 }
 
