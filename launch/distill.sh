@@ -13,7 +13,7 @@
 #
 #   sbatch [sbatch's options] launch/distill.sh [overrides]
 #   sbatch -N 8 launch/distill.sh experiment=distill_qwen_7b stage.examples=runs/r1_stage3/data/train.jsonl \
-#       model.init_from=/models/qwen_math
+#       model.init_from=/models/qwen_math parallel.max_tokens_per_microbatch=32768
 cd "${SLURM_SUBMIT_DIR:?submit this file with sbatch, from the root of the checkout}"
 . launch/job.sh
 run_stage distill "$@"

@@ -4,7 +4,7 @@
 #   MEGATRON_R1_SRUN_ARGS='--container-image=/images/r1.sqsh --container-mounts=/shared:/shared'
 
 EXIT_USER_ERROR=2 # errors.py: starting again would end the same way
-MAX_RESTARTS=100  # cluster.max_restarts: of programs that cannot even begin to count them
+MAX_RESTARTS=100  # as cluster.max_restarts; it also stops programs that die before they can count
 
 run_stage() {
     local stage=$1 override code=0

@@ -13,7 +13,8 @@
 #
 #   sbatch [sbatch's options] launch/r1_stage1.sh [overrides]
 #   sbatch -N 8 launch/r1_stage1.sh model=qwen2.5_7b model.init_from=/models/qwen \
-#       stage.collect.source=runs/r1_zero data=jsonl data.path=/data/prompts.jsonl
+#       stage.collect.source=runs/r1_zero data=jsonl data.path=/data/prompts.jsonl \
+#       parallel.max_tokens_per_microbatch=33792
 cd "${SLURM_SUBMIT_DIR:?submit this file with sbatch, from the root of the checkout}"
 . launch/job.sh
 run_stage r1_stage1 "$@"

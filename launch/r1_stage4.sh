@@ -14,7 +14,7 @@
 #   sbatch [sbatch's options] launch/r1_stage4.sh [overrides]
 #   sbatch -N 8 launch/r1_stage4.sh model=qwen2.5_7b model.init_from=runs/r1_stage3 \
 #       reward.models.helpful=runs/rm_helpful reward.models.safety=runs/rm_safety \
-#       data=jsonl data.path=/data/all_prompts.jsonl
+#       data=jsonl data.path=/data/all_prompts.jsonl parallel.max_tokens_per_microbatch=33792
 cd "${SLURM_SUBMIT_DIR:?submit this file with sbatch, from the root of the checkout}"
 . launch/job.sh
 run_stage r1_stage4 "$@"

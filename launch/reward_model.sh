@@ -13,7 +13,7 @@
 #
 #   sbatch [sbatch's options] launch/reward_model.sh [overrides]
 #   sbatch -N 8 launch/reward_model.sh model=qwen2.5_7b model.init_from=/models/qwen \
-#       stage.examples=/data/pairs.jsonl
+#       stage.examples=/data/pairs.jsonl parallel.max_tokens_per_microbatch=16384
 cd "${SLURM_SUBMIT_DIR:?submit this file with sbatch, from the root of the checkout}"
 . launch/job.sh
 run_stage rm_helpful "$@"

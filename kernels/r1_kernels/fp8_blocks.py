@@ -17,7 +17,6 @@ The scale itself has 24 significant bits and w has 8: it cannot be computed back
 whose largest code is 448, as in files that were quantized with scale = largest / 448, gets a scale
 within 2^-8 of the old one and so the same codes. For the same scales they have to be kept beside
 the weights and offered to `quantize`, which takes them where they reproduce the block bit for bit.
-After training there is nothing to keep: new weights have new largest numbers, and so new scales.
 """
 
 from __future__ import annotations

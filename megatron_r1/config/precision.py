@@ -19,8 +19,8 @@ class Logprobs(Enum):
     """How log-probabilities of tokens are made of hidden states."""
 
     fused = "fused"
-    """A few tokens at a time: logits of the whole stream are never held
-    (`r1_kernels/token_logprobs.py`)."""
+    """A few tokens at a time: logits of the whole stream are never held, but for
+    `keep_sampling_masks` under top-p or top-k (`r1_kernels/token_logprobs.py`)."""
     plain = "plain"
     """All logits, then their log-probabilities (`algos/logprobs.py`)."""
 

@@ -51,6 +51,7 @@ class RunIdentity:
     """Who this run is. The name is the identity: starting it again resumes it."""
 
     name: str = "r1_zero"
+    """`conf/config.yaml` makes it the stage's, so that no stage goes on in another's folder."""
     root: str = "runs"
     seed: int = 1
     overwrite: bool = False
@@ -250,8 +251,8 @@ def _check_general(config: RunConfig) -> None:
     if twice:
         raise ConfigError(
             f"reward.schedules names {', '.join(twice)}, and in stage=r1_stage4 reward models "
-            "count in the last stage.preference_steps updates. Use reward=r1_stage4, which leaves "
-            "their schedules to the stage"
+            "count in the last stage.preference_steps updates. Leave them out there, as "
+            "conf/reward/r1_stage4.yaml does"
         )
 
 

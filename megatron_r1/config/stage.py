@@ -1,4 +1,5 @@
-"""`conf/stage/`: what a run does, one schema per section of the paper."""
+"""`conf/stage/`: what a run does. R1's own stages are in `r1.py` and `sft.py`, pipelines in
+`pipeline.py`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Reasoning RL from the cold start's model (arXiv:2501.12948v2 section 3.2.1).
 
 R1-Zero's loop and settings. What is new is the reward: language consistency (Eq. 7) is added to
-accuracy and format, conf/reward/r1_stage1.yaml.
+accuracy and format, conf/reward/r1_stage2.yaml.
 """
 
 from __future__ import annotations

@@ -29,6 +29,15 @@ def test_the_default_run_is_the_papers():
     assert (config.optimizer.lr, config.algo.kl_beta, config.algo.clip_eps_high) == (3e-6, 1e-3, 10)
 
 
+def test_a_run_is_named_after_its_stage_unless_it_has_a_name():
+    for stage in ("r1_zero", "r1_stage1", "rm_helpful", "tiny_world"):
+        assert load_config([f"stage={stage}"]).run.name == stage
+    assert load_config(["experiment=distill_llama_8b"]).run.name == "distill"
+    assert load_config(["experiment=quickstart"]).run.name == "quickstart"
+    assert load_config(["stage=r1_stage1", "run.name=mine"]).run.name == "mine"
+    assert "${" not in to_yaml(load_config([]))
+
+
 def test_choices_and_overrides_compose():
     config = load_config(["experiment=quickstart", "model=tiny_dense", "parallel.tensor=2"])
     assert isinstance(config.stage, TinyR1ZeroConfig)
@@ -50,7 +59,6 @@ def test_the_saved_configuration_is_complete():
 MODELS = ["reward.models.helpful=one", "reward.models.safety=other"]
 NEEDED = {
     "jsonl": ["data.path=prompts.jsonl"],
-    "r1_stage2_models": MODELS,
     "r1_stage4": MODELS,
 }
 

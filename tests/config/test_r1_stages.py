@@ -42,9 +42,9 @@ def test_a_phase_ends_where_the_preference_steps_begin():
         ("stage=r1_stage3 stage.reasoning_per_general=-1", r"reasoning_per_general must be >= 0"),
         ("stage=sft", r"stage.examples is not set"),
         ("stage=sft stage.examples=x", r"stage.max_tokens = 32768 exceeds model.max_positions"),
-        ("stage=r1_stage4 reward=r1_stage1", r"reward.mixes, which is empty"),
+        ("stage=r1_stage4 reward=r1_stage2", r"reward.mixes, which is empty"),
         (
-            f"stage=r1_stage4 reward=r1_stage2_models {MODELS}",
+            f"stage=r1_stage4 +reward.schedules={{helpful:{{9:1.0}},safety:{{9:1.0}}}} {MODELS}",
             r"reward.schedules names helpful, safety",
         ),
         (

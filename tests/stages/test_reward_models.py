@@ -40,7 +40,7 @@ def test_both_train_resume_and_score_in_rl(tmp_path):
     safety += [f"stage.heldout={tmp_path}/labelled.jsonl"]
     rl = ["stage=r1_zero", "run.name=rl", init, "stage.num_steps=2", "stage.steps_per_phase=1"]
     rl += ["data=jsonl", f"data.path={tmp_path}/prompts.jsonl", "data.heldout_problems=0"]
-    rl += ["stage.prompts_per_step=4", "stage.rollouts_per_prompt=2", "reward=r1_stage2_models"]
+    rl += ["stage.prompts_per_step=4", "stage.rollouts_per_prompt=2", "reward=r1_stage4"]
     rl += [f"reward.models.helpful={tmp_path}/helpful", "+reward.schedules.helpful={1:1.0}"]
     rl += [f"reward.models.safety={tmp_path}/safety", "+reward.schedules.safety={0:1.0}"]
     refused = [*rl, "run.name=refused", f"reward.models.safety={tmp_path}/base"]

