@@ -26,7 +26,7 @@ from megatron_r1.config.model import (
 from megatron_r1.config.monitor import MonitorConfig
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.parallel import ParallelConfig
-from megatron_r1.config.pipeline import PipelineConfig
+from megatron_r1.config.pipeline import PipelineConfig, TinyWorldStageConfig
 from megatron_r1.config.precision import PrecisionConfig
 from megatron_r1.config.r1 import R1Stage2Config, R1Stage4Config
 from megatron_r1.config.reward import RewardConfig
@@ -186,7 +186,7 @@ def _check_collecting(config: RunConfig, stage: CollectingConfig) -> None:
 
 def _check_lengths(config: RunConfig) -> None:
     """A prompt with its longest response fits the model and a micro-batch."""
-    if isinstance(config.stage, TinyBaseConfig):
+    if isinstance(config.stage, TinyBaseConfig | TinyWorldStageConfig):
         return  # samples nothing
     prompt, response = config.data.max_prompt_tokens, config.rollout.max_response_tokens
     longest = f"data.max_prompt_tokens + rollout.max_response_tokens = {prompt} + {response}"

@@ -38,7 +38,8 @@ class StreamRouter(TopKRouter):
 
     def replayed_tK(self) -> Tensor | None:
         """The stream's choices for the tokens that are routed here, -1 where it has none."""
-        if self.layer_in_model is None or self.stream.routed_experts_TMK is None:
+        stream = self.stream  # None: routed by itself, outside of a pass
+        if self.layer_in_model is None or stream is None or stream.routed_experts_TMK is None:
             return None
         return self._shard(self.stream.routed_experts_TMK)[:, self.layer_in_model].long()
 

@@ -76,7 +76,7 @@ class Job:
         )
 
     def processes(self, words: str) -> list[psutil.Process]:
-        """Of this run, with these words in their command."""
+        """Of this run, with these words in their command; the first is not another's child."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -85,7 +85,7 @@ class Job:
                 continue
             if env.get("SLURM_JOB_ID") == self.id and words in command:
                 found.append(process)
-        return found
+        return sorted(found, key=psutil.Process.create_time)
 
     def logs(self) -> str:
         files = sorted(self.base.rglob("*.log")) + sorted(self.base.glob("*.out"))
@@ -97,14 +97,12 @@ def test_ranks_and_servers_live_and_end_together(slurm, tmp_path):
     job = Job(slurm, tmp_path)
 
     job.wait_for_steps(0, 1)
-    (rank,) = job.processes("-m megatron_r1.train")
-    rank.kill()
+    job.processes("-m megatron_r1.train")[0].kill()
     job.restarts(1)
     assert not job.processes("sglang.launch_server")  # the first start's have ended
 
     job.wait_for_steps(1, job.steps() + 1)
-    (node,) = job.processes("-m megatron_r1.serve")
-    node.kill()
+    job.processes("-m megatron_r1.serve")[0].kill()
     job.restarts(2)
     assert not job.processes("megatron_r1") and not job.processes("sglang.launch_server")
 

@@ -103,7 +103,6 @@ def test_what_two_ranks_publish_is_what_the_engine_holds(tokenizer, tmp_path):
     """Also when the engine dies or freezes with half of the weights in it: it is started anew, and
     holds what was published."""
     rounds: list[Round] = [
-        ("collective", {"tensor": 2}, None),
         ("collective", {"expert": 2}, None),
         ("shared_memory", {"pipeline": 2}, None),
         ("collective", {"pipeline": 2}, "SIGKILL"),
