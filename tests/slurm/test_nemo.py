@@ -117,4 +117,4 @@ def test_a_chain_stops_after_a_stage_that_failed(slurm, tmp_path):
     assert [words[-1] for words in states] == ["COMPLETED", "FAILED", "CANCELLED"]
     assert slurm.job(states[1][2])["Restarts"] == "0"
     seen = json.loads((tmp_path / "rank0.json").read_text())["argv"]
-    assert "stage=r1_zero" in seen and "run.name='r1_zero/1_r1_zero'" in seen
+    assert "stage=r1_zero" in seen and "run.name='tiny_base/1_r1_zero'" in seen
