@@ -14,7 +14,7 @@ pytestmark = [
     pytest.mark.megatron,
     pytest.mark.sglang,
     pytest.mark.xdist_group("slurm"),
-    pytest.mark.timeout(1500),
+    pytest.mark.timeout(900),
 ]
 
 ROOT = Path(__file__).parents[2]

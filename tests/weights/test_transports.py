@@ -21,7 +21,7 @@ WORKER = Path(__file__).with_name("wire_worker.py")
 ROOT = Path(__file__).parents[2]
 NUM_PUBLISHES = int(os.environ.get("MEGATRON_R1_WIRE", "0"))
 
-pytestmark = [*needs_sglang, pytest.mark.timeout(1200 + 600 * NUM_PUBLISHES)]
+pytestmark = [*needs_sglang, pytest.mark.timeout(600 + 600 * NUM_PUBLISHES)]
 
 # float32 sums in another order; a token of random weights has a log-probability around -6.
 MAX_GAP = 1e-4
@@ -103,6 +103,7 @@ def test_what_two_ranks_publish_is_what_the_engine_holds(tokenizer, tmp_path):
     """Also when the engine dies or freezes with half of the weights in it: it is started anew, and
     holds what was published."""
     rounds: list[Round] = [
+        ("collective", {"tensor": 2}, None),
         ("collective", {"expert": 2}, None),
         ("shared_memory", {"pipeline": 2}, None),
         ("collective", {"pipeline": 2}, "SIGKILL"),
