@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 WARNED = """
@@ -74,3 +77,33 @@ sheltered.kill()
 
 def test_children_of_the_block_outlive_a_sigterm():
     assert run(SHELTERED).stdout.split() == [str(-signal.SIGTERM), "None"]
+
+
+ABANDONED = """
+import multiprocessing, os, signal, time
+from megatron_r1 import signals
+
+context = multiprocessing.get_context("fork")
+with signals.children_end_with_us():
+    mortal = context.Process(target=time.sleep, args=(600,))
+    mortal.start()
+other = context.Process(target=time.sleep, args=(600,))
+other.start()
+print(mortal.pid, other.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has PR_SET_PDEATHSIG")
+def test_what_is_forked_in_the_block_ends_with_a_killed_parent():
+    program = [sys.executable, "-c", ABANDONED]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, text=True)
+    mortal, other = map(psutil.Process, map(int, parent.stdout.readline().split()))
+    try:
+        assert parent.wait(timeout=60) == -signal.SIGKILL
+        gone, _ = psutil.wait_procs([mortal], timeout=10)
+        assert gone == [mortal]
+        assert other.is_running()  # it would have lived, were it not for the block
+    finally:
+        other.kill()

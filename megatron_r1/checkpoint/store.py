@@ -46,7 +46,7 @@ from megatron_r1.errors import CheckpointError
 from megatron_r1.models.policy import Policy
 from megatron_r1.models.weight_bank import WeightBank
 from megatron_r1.parallel.exchange import on_main_rank
-from megatron_r1.signals import children_outlive_sigterm
+from megatron_r1.signals import children_end_with_us, children_outlive_sigterm
 from megatron_r1.telemetry.files import replace_file
 
 _OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
@@ -180,8 +180,12 @@ class CheckpointStore:
             flush(self._dir)
             self._prune(newest=final)
 
-        # Megatron starts a process that collects what the writers report, and keeps it.
-        with self._failures_named(state.step), children_outlive_sigterm():
+        # Megatron forks the writers, and a process, which it keeps, for what they report.
+        with (
+            self._failures_named(state.step),
+            children_outlive_sigterm(),
+            children_end_with_us(),
+        ):
             partial = on_main_rank(begin)
             if with_reference:
                 with bank.use(REFERENCE):

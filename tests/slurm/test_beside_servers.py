@@ -89,7 +89,7 @@ class Job:
 
     def logs(self) -> str:
         files = sorted(self.base.rglob("*.log")) + sorted(self.base.glob("*.out"))
-        return "\n".join(f"=== {file}\n{file.read_text()[-3000:]}" for file in files)
+        return "\n".join(f"=== {file}\n{file.read_text()[-1200:]}" for file in files)
 
 
 def test_ranks_and_servers_live_and_end_together(slurm, tmp_path):
