@@ -46,6 +46,7 @@ from megatron_r1.errors import CheckpointError
 from megatron_r1.models.policy import Policy
 from megatron_r1.models.weight_bank import WeightBank
 from megatron_r1.parallel.exchange import on_main_rank
+from megatron_r1.platform.write_results import without_server
 from megatron_r1.signals import children_end_with_us, children_outlive_sigterm
 from megatron_r1.telemetry.files import replace_file
 
@@ -180,7 +181,7 @@ class CheckpointStore:
             flush(self._dir)
             self._prune(newest=final)
 
-        # Megatron forks the writers, and a process, which it keeps, for what they report.
+        without_server()
         with (
             self._failures_named(state.step),
             children_outlive_sigterm(),
