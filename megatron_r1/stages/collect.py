@@ -115,6 +115,7 @@ def sample_parts(
                     pass
             before += len(own) * params.num_samples
             shares = all_gather_objects(broadcast_object(records, layout.replica), layout.dp_cp)
+            stop_if_terminated(session)
             found = sorted(
                 (record for share in shares for record in share),
                 key=lambda record: (record["draw"], record["sample"]),
@@ -133,6 +134,17 @@ def stop_between_parts(session: Session) -> None:
     number = session.job.signal_to_stop()
     if number:
         raise StoppedEarly(f"{signal.Signals(number).name} between two parts of samples")
+
+
+def stop_if_terminated(session: Session) -> None:
+    """Leave before a part is written, where SIGTERM came: Slurm sends it to every process of a job,
+    and a program that it ends would be scored as a wrong answer.
+
+    Raises:
+        StoppedEarly: on every rank.
+    """
+    if session.job.signal_to_stop() == signal.SIGTERM:
+        raise StoppedEarly("SIGTERM in a part of samples, which is sampled again")
 
 
 def while_main_works(session: Session, action: Callable[[Event], T]) -> T:

@@ -18,10 +18,10 @@ from megatron_r1.data.rejection import select, trim_to_ratio
 from megatron_r1.data.samples import read_samples
 from megatron_r1.data.templates import THINK
 from megatron_r1.parallel.exchange import on_main_rank
-from megatron_r1.rewards.judge import Judge, Kind
+from megatron_r1.rewards.judge import Judge, Kind, ask_all
 from megatron_r1.rewards.language import words_of
 from megatron_r1.rewards.reasoning import final_part_of
-from megatron_r1.rewards.teacher import Teacher, ask_all, check_answered
+from megatron_r1.rewards.teacher import Teacher, check_answered
 from megatron_r1.stages.collect import first_prompts, read_parts, sample_parts, while_main_works
 from megatron_r1.stages.session import Session
 from megatron_r1.stages.sft import fine_tune
