@@ -56,6 +56,8 @@ SchedulerParameters=bf_interval=2,sched_interval=2,batch_sched_delay=0,sched_min
 GresTypes=gpu
 SlurmdParameters=config_overrides
 ReturnToService=2
+# Time for servers whose trainer is gone to end in order; 30 s by default.
+KillWait=20
 MessageTimeout=20
 SlurmctldTimeout=60
 SlurmdTimeout=60

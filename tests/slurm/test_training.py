@@ -43,7 +43,7 @@ OVERRIDES = [
     "stage.base.num_steps=2",
     "stage.base.sequences_per_step=4",
     "stage.base.num_documents=400",
-    "stage.zero.num_steps=22",
+    "stage.zero.num_steps=24",
     "stage.zero.prompts_per_step=2",
     "stage.zero.rollouts_per_prompt=4",
     "stage.zero.steps_per_phase=1",
@@ -180,7 +180,7 @@ def check_whole(checkpoint: Path) -> None:
 
 def test_what_a_cluster_does_to_a_job_does_not_show(slurm, base, untouched, one_rank):
     job = submit(slurm, base, "run.overwrite=true")
-    job.wait((job.run / "eval/base_parts/part_00001.json").exists)
+    job.wait((job.run / "eval/base_parts/part_00000.json").exists)
     slurm.signal(job.id, "USR1")
     job.starts(1)
     assert "Stopped by SIGUSR1 between two parts" in job.log(0)
@@ -189,7 +189,7 @@ def test_what_a_cluster_does_to_a_job_does_not_show(slurm, base, untouched, one_
 
     job.gets_further()
     (known,) = re.findall(rf"evaluating base: (\d+) of {PROBLEMS} problems are known", job.log(1))
-    assert int(known) >= 2
+    assert int(known) >= 1
     job.rank(1).send_signal(signal.SIGUSR2)
     stalled_s = time.monotonic()
     job.starts(2)
@@ -240,12 +240,15 @@ def test_nemo_run_trains_to_the_same_bits(slurm, untouched, one_rank, tmp_path):
             stderr=subprocess.STDOUT,
         )
     submitted = re.compile(r"^tiny_r1_zero: job (\d+), logs in", re.MULTILINE)
-    slurm.wait_until(lambda: submitted.search(output.read_text()) is not None, timeout_s=120)
-    job = Run(slurm, tmp_path, submitted.search(output.read_text())[1])
-    job.gets_further()
-    slurm.signal(job.id, "USR1")
-    job.starts(1)
-    assert launcher.wait(timeout=300) == 0, last_words(tmp_path)
+    try:
+        slurm.wait_until(lambda: submitted.search(output.read_text()) is not None, timeout_s=120)
+        job = Run(slurm, tmp_path, submitted.search(output.read_text())[1])
+        job.gets_further()
+        slurm.signal(job.id, "USR1")
+        job.starts(1)
+        assert launcher.wait(timeout=300) == 0, last_words(tmp_path)
+    finally:
+        launcher.kill()
     said = output.read_text()
     assert "0: | r1_zero |" in said and "0: Stopped by SIGUSR1 after step" in said  # as written
     assert_same_run(untouched, job.run)
