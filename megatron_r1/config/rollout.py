@@ -111,7 +111,8 @@ class SglangConfig(RolloutConfig):
     health_timeout_s: float = 60.0
     """A server that says nothing for so long is ended and started again."""
     max_restarts: int = 3
-    """Of one server between two publishes; one more ends the run."""
+    """Of one server between two publishes, those that end while they start among them; one more
+    ends the run."""
     at_publish: AtPublish = AtPublish.retract
     weights_by: WeightsBy = WeightsBy.directory
     start_files_every: int = 1

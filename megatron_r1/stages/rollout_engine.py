@@ -20,6 +20,7 @@ from megatron_r1.parallel.layout import Axis
 from megatron_r1.platform.host import Host
 from megatron_r1.platform.node_check import host_name
 from megatron_r1.rollout.remote_servers import RemoteServers
+from megatron_r1.rollout.server_set import ServerSet
 from megatron_r1.rollout.servers import Servers
 from megatron_r1.rollout.serving_board import BOARD, ENGINE, ServingBoard
 from megatron_r1.telemetry.restarts import name_of_start
@@ -72,12 +73,12 @@ def check_one_machine(hosts: Sequence[str], config: SglangConfig) -> None:
 
 
 @contextmanager
-def rollout_servers(config: RunConfig, host: Host) -> Iterator[Servers | RemoteServers | None]:
+def rollout_servers(config: RunConfig, host: Host) -> Iterator[ServerSet | None]:
     """Servers on the main rank, where the configuration wants any; they end with the block."""
     if not isinstance(config.rollout, SglangConfig):
         yield None
         return
-    opened: list[Servers | RemoteServers] = []
+    opened: list[ServerSet] = []
 
     def open_them() -> None:
         engine_dir, cluster = config.run.dir / ENGINE, config.cluster
