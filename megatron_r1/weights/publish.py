@@ -64,6 +64,9 @@ class Publisher:
                     fresh, self.urls = self._on_servers(partial(_bring_up, weights, blamed))
                 if weights.label != label:
                     fresh = []  # what they were started from is older
+                due = [url for url in self.urls if url not in fresh]
+                with self._timed("join"):
+                    self._transport.join(due)
                 paused_s = paused_s or time.monotonic()
                 self._deliver(label, due)
                 break

@@ -154,6 +154,9 @@ class StruckTransport:
     def close(self) -> None:
         self._transport.close()
 
+    def join(self, urls: Sequence[str]) -> None:
+        self._transport.join(urls)
+
     def send(self, label: str, urls: Sequence[str]) -> Mapping[str, float]:
         if self._pid is not None:
             os.killpg(self._pid, signal.SIGKILL)
@@ -161,8 +164,6 @@ class StruckTransport:
         return self._transport.send(label, urls)
 
 
-def test_a_server_that_dies_in_a_publish_gets_it_again(deepseek, tokenizer):
-    version = deepseek.version + 1
 @contextmanager
 def killing(servers: Servers, spared: Sequence[int] = (), most: int = 100) -> Iterator[list[int]]:
     """Kill servers as soon as they are started, and yield the list of those that were."""
@@ -184,23 +185,22 @@ def killing(servers: Servers, spared: Sequence[int] = (), most: int = 100) -> It
         thread.join()
 
 
-    session = deepseek.session
+def test_a_server_that_dies_in_a_publish_gets_it_again(deepseek, tokenizer):
     """Also when it dies again while it starts."""
+    version = deepseek.version + 1
+    session = deepseek.session
+    pids, restarts = session.servers.pids, session.servers.num_restarts
     config = session.config
     transport = weight_transport(deepseek.policy, tokenizer, config.rollout, session.run_dir)
     struck = StruckTransport(transport, pids[0])
-    pids, restarts = session.servers.pids, session.servers.num_restarts
     deepseek.engine = session.engine(deepseek.policy, tokenizer, transport=struck)
     with killing(session.servers, pids, most=1) as killed:
         metrics = deepseek.engine.publish(version)
     assert metrics["publish/attempts"] == 2
+    assert len(killed) == 1 and session.servers.num_restarts == restarts + 2
     assert worst_gap(deepseek, version) < MAX_GAP
 
 
-    assert len(killed) == 1 and session.servers.num_restarts == restarts + 2
-def test_a_running_server_is_attached_to_and_two_runs_on_it_are_noticed(
-    deepseek, one_rank, tokenizer, tmp_path
-):
 def test_servers_that_never_start_end_the_run(one_rank, tokenizer, tmp_path):
     """After `max_restarts`, where they are killed; at once, where they end of themselves."""
     settings = ["rollout.max_restarts=1", "+rollout.server_args={no-such-switch: yes}"]
@@ -215,6 +215,9 @@ def test_servers_that_never_start_end_the_run(one_rank, tokenizer, tmp_path):
             served.engine.publish(0)
 
 
+def test_a_running_server_is_attached_to_and_two_runs_on_it_are_noticed(
+    deepseek, one_rank, tokenizer, tmp_path
+):
     version = deepseek.version
     [url] = deepseek.session.servers.urls
     running = [f"rollout.urls=[{url}]", "rollout.routed_experts=true"]
