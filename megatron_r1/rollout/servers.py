@@ -26,7 +26,7 @@ from megatron_r1.rollout.server_api import (
     samples_at_once,
 )
 from megatron_r1.rollout.server_args import (
-    check_installed,
+    check_can_serve,
     choose_port,
     server_command,
     server_environment,
@@ -90,7 +90,7 @@ class Servers:
         self._weights: Weights | None = None
         self.num_restarts = 0
         """Of all servers, since the beginning."""
-        check_installed(on_cuda=on_cuda)
+        check_can_serve(config, on_cuda=on_cuda)
         for url in self._attached:
             check_server(url, model, config)
         num_own = 0 if self._attached else config.num_servers
