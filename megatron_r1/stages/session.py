@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from megatron_r1.checkpoint.hf_coverage import is_hf_directory
@@ -33,8 +33,7 @@ from megatron_r1.platform.node_check import check_nodes, host_name
 from megatron_r1.rewards.scorer import RewardScorer
 from megatron_r1.rollout.engine import RolloutEngine
 from megatron_r1.rollout.inprocess import InProcessEngine
-from megatron_r1.rollout.remote_servers import RemoteServers
-from megatron_r1.rollout.servers import Servers
+from megatron_r1.rollout.server_set import ServerSet
 from megatron_r1.rollout.sglang import SglangEngine
 from megatron_r1.signals import terminate_later
 from megatron_r1.stages.rollout_engine import rollout_servers, weight_transport
@@ -58,7 +57,7 @@ class Session:
     layout: Layout
     run_dir: Path
     job: Job
-    servers: Servers | RemoteServers | None = None
+    servers: ServerSet | None = None
     """On the main rank, where rollouts come from servers; none is started before it is needed."""
     opened: ExitStack = field(default_factory=ExitStack)
     """What is closed at the end of the session, before the servers end."""
@@ -98,6 +97,14 @@ class Session:
         )
         self.opened.callback(engine.close)
         return engine
+
+    @contextmanager
+    def collecting(self, policy: Policy, tokenizer: Tokenizer) -> Iterator[RolloutEngine]:
+        """An engine whose servers end with the block: what follows it trains, without rollouts."""
+        with ExitStack() as opened:
+            yield replace(self, opened=opened).engine(policy, tokenizer)
+        if self.servers is not None:
+            self.servers.release()
 
     def store(self, run_dir: Path, stage: StageConfig, tokenizer: Tokenizer) -> CheckpointStore:
         return CheckpointStore(
