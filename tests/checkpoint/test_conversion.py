@@ -382,6 +382,7 @@ def test_missing_file(spoiled, tmp_path):
         ({"architectures": ["GPT2LMHeadModel"]}, "architectures = ['GPT2LMHeadModel']"),
         ({"num_hidden_layers": 5}, "missing: model.layers.4."),
         ({"kv_lora_rank": 48}, "kv_a_proj_with_mqa.weight in model-"),
+        ({"vocab_size": 0}, "config.json: model.vocab_size must be > 0, got 0"),
         ({"scoring_func": "softmax"}, "scoring_func"),
         ({"num_hidden_layers": "2"}, "num_hidden_layers = '2' is no int"),
         ({"rms_norm_eps": "1e-6"}, "rms_norm_eps = '1e-6' is no float"),
@@ -604,11 +605,16 @@ def test_a_number_that_the_new_type_cannot_hold(spoiled, tmp_path):
     assert f"{DOWN_PROJ} holds 9.994e+05, which float16 does not" in message  # as bfloat16
 
 
-def test_a_full_disk_is_what_a_chunk_says_of_it():
-    with open("/dev/full", "wb", buffering=0) as full:
-        chunks = ChunkFile("full", full)
-        with pytest.raises(OSError, match="No space left"):
-            chunks.write("key", (0,), (4096,), torch.zeros(4096))
+def test_a_full_disk_is_what_a_chunk_says_of_it(tmp_path):
+    with (
+        open("/dev/full", "wb", buffering=0) as full,
+        pytest.raises(OSError, match="No space left") as failed,
+        draft_directory(tmp_path / "out", {}),
+    ):
+        ChunkFile("full", full).write("key", (0,), (4096,), torch.zeros(4096))
+    partial = tmp_path / ".partial_out"  # to go on with
+    assert failed.value.filename == str(partial) and partial.is_dir()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("shift", [-64, 64, 0.5])
