@@ -34,12 +34,21 @@ LAYOUTS: dict[tuple[str, int], list[dict[str, Any]]] = {
     (FP8, 4): [{"tensor": 2, "pipeline": 2, "expert_tensor": 2}],
     ("tiny_dense", 2): [{"tensor": 2}, {"pipeline": 2, "virtual_pipeline": 2}],
     ("tiny_dense", 4): [{"tensor": 2, "pipeline": 2}, {"pipeline": 4}],
-    ("llama3", 2): [{"tensor": 2}],
-    ("moonlight", 2): [{"expert_tensor": 2}, {"pipeline": 2, "virtual_pipeline": 2}],
-    ("qwen3", 2): [{"tensor": 2}],
-    ("qwen3_moe", 2): [{"expert": 2}, {"tensor": 2, "expert_tensor": 2}],
+    ("llama3", 2): [{"tensor": 2}, {"pipeline": 2, "virtual_pipeline": 2}],
+    ("moonlight", 2): [
+        {"expert": 2},
+        {"tensor": 2, "expert_tensor": 2},
+        {"pipeline": 2, "virtual_pipeline": 2},
+    ],
+    ("qwen3", 2): [{"tensor": 2}, {"pipeline": 2, "virtual_pipeline": 2}],
+    ("qwen3_moe", 2): [
+        {"expert": 2},
+        {"tensor": 2, "expert_tensor": 2},
+        {"pipeline": 2, "virtual_pipeline": 2},
+    ],
 }
-"""By model and world size."""
+"""By model and world size. Every family is saved under every kind of parallelism that splits
+weights; context and data parallelism repeat them."""
 VOCAB_SIZE = 509
 """What `build` makes it."""
 RINGS = ("tiny_v3", "tiny_dense")
