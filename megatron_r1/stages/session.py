@@ -12,6 +12,7 @@ from megatron_r1.checkpoint.hf_coverage import is_hf_directory
 from megatron_r1.checkpoint.hf_load import load_hf_weights
 from megatron_r1.checkpoint.record import (
     TOKENIZER,
+    longer_than_made_for,
     resolve_checkpoint,
 )
 from megatron_r1.checkpoint.store import CheckpointStore, LoopState, load_weights
@@ -171,9 +172,12 @@ class Session:
     def load(self, policy: Policy, model_dir: Path) -> None:
         """Put a model's weights into a policy of its shape."""
         if is_hf_directory(model_dir):
-            on_every_rank(lambda: load_hf_weights(policy, model_dir))
+            made_for = on_every_rank(lambda: load_hf_weights(policy, model_dir))
         else:
-            load_weights(policy, resolve_checkpoint(model_dir))
+            made_for = load_weights(policy, resolve_checkpoint(model_dir))
+        note = longer_than_made_for(model_dir, made_for, policy.config)
+        if note is not None:
+            self.say(note)
 
     def begin(
         self,
