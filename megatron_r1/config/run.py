@@ -164,12 +164,11 @@ def _check_examples(config: RunConfig, stage: ExamplesConfig) -> None:
             f"{config.model.max_positions}. Set it to that or less"
         )
     together = 2 if isinstance(stage, DpoStageConfig | RmHelpfulConfig) else 1
-    capacity = config.parallel.max_tokens_per_microbatch
-    if together * stage.max_tokens > capacity:
+    if together * stage.max_tokens > config.parallel.packable_tokens(config.precision):
         pair = "2 x " if together == 2 else ""
         raise ConfigError(
-            f"{pair}stage.max_tokens = {pair}{stage.max_tokens} exceeds "
-            f"parallel.max_tokens_per_microbatch = {capacity}. Raise that or lower the other"
+            f"{pair}stage.max_tokens = {pair}{stage.max_tokens} exceeds {_capacity(config)}. Raise "
+            "that or lower the other"
         )
 
 
@@ -200,12 +199,22 @@ def _check_lengths(config: RunConfig) -> None:
             f"reward.overlong.max_response_tokens = {config.reward.overlong.max_response_tokens} "
             f"differs from rollout.max_response_tokens = {response}. Set both to the same"
         )
-    capacity = config.parallel.max_tokens_per_microbatch
-    if prompt + response > capacity:
+    if prompt + response > config.parallel.packable_tokens(config.precision):
+        multiple = config.parallel.stream_multiple(config.precision)
+        needed = -(-(prompt + response) // multiple) * multiple
         raise ConfigError(
-            f"{longest} exceeds parallel.max_tokens_per_microbatch = {capacity}. Set that to "
-            f"{prompt + response} or more, or lower one of the two"
+            f"{longest} exceeds {_capacity(config)}. Set that to {needed} or more, or lower one of "
+            "the two"
         )
+
+
+def _capacity(config: RunConfig) -> str:
+    """The setting that rows have to fit, and how much of it they can take."""
+    setting = config.parallel.max_tokens_per_microbatch
+    usable = config.parallel.packable_tokens(config.precision)
+    rounded = f", of which whole multiples of {config.parallel.stream_multiple(config.precision)}"
+    rounded += f" are packed, {usable}"
+    return f"parallel.max_tokens_per_microbatch = {setting}{rounded if usable < setting else ''}"
 
 
 def _check_stage(config: RunConfig) -> None:

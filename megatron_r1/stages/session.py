@@ -203,10 +203,10 @@ class Session:
         return state
 
     def without_long(
-        self, examples: Sequence[Example], path: str, *, max_tokens: int
+        self, examples: Sequence[Example], path: str, *, max_tokens: int, may_be_none: bool = False
     ) -> list[Example]:
         """Examples of a file that are not too long, after saying how many are."""
-        kept = without_long(examples, path, max_tokens=max_tokens)
+        kept = without_long(examples, path, max_tokens=max_tokens, may_be_none=may_be_none)
         if len(kept) < len(examples):
             self.say(
                 f"{len(examples) - len(kept)} of {len(examples)} examples in {path} are longer "
