@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from threading import Event
 
 from megatron_r1.data.problems import Problem
 from megatron_r1.evaluation.benchmarks.general import PAIRWISE
@@ -11,12 +12,18 @@ from megatron_r1.rewards.reasoning import final_part_of
 
 
 def judge_responses(
-    problems: Sequence[Problem], texts: Sequence[Sequence[str]], judge: Judge
+    problems: Sequence[Problem],
+    texts: Sequence[Sequence[str]],
+    judge: Judge,
+    given_up: Event | None = None,
 ) -> list[list[float | None]]:
     """For each response 1, 0.5 or 0; None where there is no verdict.
 
     Against a baseline: won, tied or lost, the mean of both sides, since judges prefer one. Against
     a reference: correct or not. Only the final summary is shown, as in R1 appendix D.1.
+
+    Args:
+        given_up: ends what is asked when it is set.
     """
     pairs, references = [], []
     for problem, responses in zip(problems, texts, strict=True):
@@ -26,8 +33,8 @@ def judge_responses(
                 pairs.append((problem.question, problem.answer, response, sample))
             else:
                 references.append((problem.question, problem.answer, response, sample))
-    compared = iter(judge.map_compare(pairs))
-    checked = iter(judge.map_correct(references))
+    compared = iter(judge.map_compare(pairs, given_up))
+    checked = iter(judge.map_correct(references, given_up))
     return [
         [
             _mean_of_sides(next(compared), next(compared))

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from megatron_r1.checkpoint.hf_coverage import is_hf_directory, read_hf_config
@@ -29,6 +30,7 @@ from megatron_r1.models.policy import Policy
 from megatron_r1.parallel.exchange import on_every_rank, on_main_rank
 from megatron_r1.rewards.judge import Judge
 from megatron_r1.rollout.engine import SamplingParams
+from megatron_r1.stages.collect import while_main_works
 from megatron_r1.stages.session import Session
 from megatron_r1.telemetry.files import replace_file
 from megatron_r1.telemetry.progress import Progress
@@ -177,12 +179,12 @@ def _run_suite(
             on_progress=lambda finished, tokens: progress.update(finished, tokens=tokens),
         )
 
-    def conclude() -> dict[str, Any]:
+    def conclude(given_up: Event) -> dict[str, Any]:
         settings = {"confidence": config.evaluation.confidence, "skipped": benchmark.skipped}
         if is_judged:
             judge = Judge(config.evaluation.judge)
             texts = [outcome.texts for outcome in outcomes]
-            verdicts = judge_responses(benchmark.problems, texts, judge)
+            verdicts = judge_responses(benchmark.problems, texts, judge, given_up)
             result = judged_result(outcomes, verdicts, **settings)
             print(f"{name}: {judge.metrics}", flush=True)
         else:
@@ -191,7 +193,7 @@ def _run_suite(
         _write(path, json.dumps(found, indent=1) + "\n")
         return found
 
-    return on_main_rank(conclude)
+    return while_main_works(session, conclude)
 
 
 def _question(

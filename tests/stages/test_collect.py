@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from megatron_r1.config.judge import JudgeConfig
 from megatron_r1.errors import DataError, EngineError, StoppedEarly
-from megatron_r1.rewards.teacher import ask_all
+from megatron_r1.rewards.judge import ask_all
 from megatron_r1.stages import collect
 from megatron_r1.stages.collect import read_parts, while_main_works, write_lines
 from megatron_r1.stages.r1_stage3 import with_verdicts
