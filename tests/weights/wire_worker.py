@@ -137,10 +137,10 @@ class MeasuredTransport:
         with LiveBytes(p for _, p in self._policy.named_parameters()) as live:
             metrics = self._transport.send(label, urls)
         self.peak_bytes = max(self.peak_bytes, live.peak)
+        return metrics
+
     def join(self, urls: list[str]) -> None:
         self._transport.join(urls)
-
-        return metrics
 
     def close(self) -> None:
         self._transport.close()
