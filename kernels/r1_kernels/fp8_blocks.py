@@ -36,11 +36,9 @@ __all__ = [
     "TILE_OF_ACTIVATIONS",
     "TILE_OF_WEIGHTS",
     "dequantize",
-    "for_gemm",
     "num_blocks",
     "num_tiles",
     "quantize",
-    "round_trip",
 ]
 
 BLOCK = 128
@@ -102,30 +100,9 @@ def dequantize(
     return _implementation(backend, codes_RC).dequantize(codes_RC, scales_rc, dtype, tile=tile)
 
 
-def round_trip(
-    matrix_RC: Tensor,
-    *,
-    tile: tuple[int, int],
-    power_of_two: bool = False,
-    backend: Backend = Backend.auto,
-) -> Tensor:
-    """What FP8 keeps of a matrix: quantised and dequantised, in its own dtype."""
-    codes_RC, scales_rc = quantize(matrix_RC, tile=tile, power_of_two=power_of_two, backend=backend)
-    return dequantize(codes_RC, scales_rc, matrix_RC.dtype, tile=tile, backend=backend)
-
-
 def num_blocks(shape: tuple[int, ...]) -> tuple[int, int]:
     """Shape of the scales of a weight."""
     return num_tiles(shape, TILE_OF_WEIGHTS)
-
-
-def for_gemm(scales_rc: Tensor) -> Tensor:
-    """Activations' scales as SGLang's block-wise products (DeepGEMM) read them: the same numbers
-    and shape, column after column, each column's beginning a multiple of 16 bytes."""
-    num_rows, num_columns = scales_rc.shape
-    rows_at = scales_rc.new_zeros(num_columns, -(-num_rows // 4) * 4)
-    rows_at[:, :num_rows] = scales_rc.T
-    return rows_at.T[:num_rows]
 
 
 def _matrix_shape(matrix_RC: Tensor) -> tuple[int, int]:

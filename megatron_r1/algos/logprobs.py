@@ -4,10 +4,9 @@
 
 A model's logits at column t describe token t + 1; everything else in this repository is
 token-aligned. `next_tokens` and `align_to_tokens` are the two halves of that shift, and the only
-ones. A caller that holds the whole stream uses `token_logprobs` or `logprobs_and_entropy`. Under
-context parallelism, where the logits of token t - 1 may be on another rank, shift the targets
-before slicing the stream, take `target_logprobs` of the slice, gather the result over the context
-ranks and align it then.
+ones: take `target_logprobs` of the shifted targets, and align what comes out. Under context
+parallelism, where the logits of token t - 1 may be on another rank, shift the targets before
+slicing the stream, gather the result over the context ranks and align it then.
 """
 
 from __future__ import annotations
@@ -24,75 +23,6 @@ from r1_kernels.logit_rows import combine_shards, logit_gradient, logit_statisti
 
 CHUNK_ELEMENTS = 1 << 24
 """Logits converted to float32 at once, at most: 64 MiB, whatever the length of the stream."""
-
-
-def token_logprobs(
-    logits_Tv: Tensor,
-    tokens_T: Tensor,
-    positions_T: Tensor,
-    *,
-    temperature: float = 1.0,
-    vocab_start: int = 0,
-    vocab_size: int | None = None,
-    group: dist.ProcessGroup | None = None,
-) -> Tensor:
-    """Log-probability of each token given the tokens before it in its sequence.
-
-    Args:
-        logits_Tv: columns vocab_start .. vocab_start + v of the vocabulary, any float dtype; the
-            only input that carries a gradient. A logit of -inf is a token of probability 0.
-        tokens_T: int64, sequences packed end to end.
-        positions_T: int64, 0 at the first token of each sequence.
-        temperature: what the logits are divided by, > 0.
-        vocab_size: columns of the vocabulary from this one on are padding, of probability 0.
-        group: the tensor-parallel ranks that hold the other columns; None: this rank holds all.
-            The gradient of the result must be the same on all of them.
-    Returns:
-        logprobs_T, nats, float32: column t is log p(token t), from the logits at t - 1; 0 where
-        positions_T is 0. A token that lies outside the vocabulary gets -inf.
-    Raises:
-        ValueError: shapes do not match, or the temperature is not positive.
-    """
-    logprobs_T, _ = logprobs_and_entropy(
-        logits_Tv,
-        tokens_T,
-        positions_T,
-        temperature=temperature,
-        vocab_start=vocab_start,
-        vocab_size=vocab_size,
-        group=group,
-    )
-    return logprobs_T
-
-
-def logprobs_and_entropy(
-    logits_Tv: Tensor,
-    tokens_T: Tensor,
-    positions_T: Tensor,
-    *,
-    temperature: float = 1.0,
-    vocab_start: int = 0,
-    vocab_size: int | None = None,
-    group: dist.ProcessGroup | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`token_logprobs`, and the entropy of the distribution that each token was drawn from.
-
-    Args and errors are those of `token_logprobs`.
-
-    Returns:
-        logprobs_T and entropy_T, nats, float32, token-aligned: 0 at the first token of a sequence,
-        which was drawn from nothing. entropy_T carries no gradient.
-    """
-    check_same_shape(tokens_T=tokens_T, positions_T=positions_T)
-    logprobs_T, entropy_T = target_logprobs(
-        logits_Tv,
-        next_tokens(tokens_T),
-        temperature=temperature,
-        vocab_start=vocab_start,
-        vocab_size=vocab_size,
-        group=group,
-    )
-    return align_to_tokens(logprobs_T, positions_T), align_to_tokens(entropy_T, positions_T)
 
 
 def next_tokens(tokens_T: Tensor, *, steps: int = 1) -> Tensor:
@@ -120,9 +50,17 @@ def target_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of targets_T[t], and entropy, under the logits of the same column t.
 
-    Not token-aligned: see the head of this module. Args are those of `token_logprobs`. The
-    vocabulary is never gathered: ranks exchange four numbers per column, in two all-reduces.
+    Not token-aligned: see the head of this module. The vocabulary is never gathered: ranks exchange
+    four numbers per column, in two all-reduces.
 
+    Args:
+        logits_Tv: columns vocab_start .. vocab_start + v of the vocabulary, any float dtype; the
+            only input that carries a gradient. A logit of -inf is a token of probability 0.
+        targets_T: int64. One that lies outside the vocabulary gets -inf.
+        temperature: what the logits are divided by, > 0.
+        vocab_size: columns of the vocabulary from this one on are padding, of probability 0.
+        group: the tensor-parallel ranks that hold the other columns; None: this rank holds all.
+            The gradient of the result must be the same on all of them.
     Returns:
         logprobs_T, with gradient, and entropy_T, without; nats, float32.
     Raises:

@@ -289,11 +289,15 @@ def _name_of(step: int) -> str:
     return f"step_{step:06d}"
 
 
-def load_weights(policy: Policy, path: Path) -> None:
-    """Weights alone, e.g. for `model.init_from`; a language model's leave a scalar head alone."""
+def load_weights(policy: Policy, path: Path) -> int:
+    """Weights alone, e.g. for `model.init_from`; a language model's leave a scalar head alone.
+
+    Returns the longest sequence that the model was made for, in tokens.
+    """
     record = read_state(path)
     check_same_model(path, record, policy.config, policy.head)
     _load_weights(policy, path / POLICY, without_head=policy.head is not saved_head(record))
+    return record["model"]["max_positions"]
 
 
 def _state_dict(

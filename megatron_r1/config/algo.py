@@ -224,7 +224,8 @@ class PpoConfig(GrpoConfig):
     critic_warmup_steps: int = 0
     """The first so many updates are the critic's alone; the policy waits."""
     critic_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=9e-6))
-    """9e-6 is InstructGPT's for value functions (arXiv:2203.02155 appendix C)."""
+    """9e-6 is InstructGPT's for value functions (arXiv:2203.02155 appendix C), 5e-6 beside its
+    largest policy."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -269,8 +270,8 @@ class KlPenaltyConfig(AlgoConfig):
     initial_coefficient: float = 1.0
     """Where the coefficient starts; it finds its own size (arXiv:1707.06347 section 4)."""
     target_kl: float = 0.01
-    """KL(old || policy) in nats per token that a phase's updates should reach: one of the three
-    values of arXiv:1707.06347 section 6.1."""
+    """KL(old || policy) in nats per token that a phase's updates should reach: the best of three
+    values in Table 1 of arXiv:1707.06347."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from megatron_r1.config.precision import PrecisionConfig
 from megatron_r1.errors import ConfigError
 
 
@@ -62,3 +63,13 @@ class ParallelConfig:
     @property
     def sequence_parallel(self) -> bool:
         return self.tensor > 1 if self.sequence is None else self.sequence
+
+    def stream_multiple(self, precision: PrecisionConfig) -> int:
+        """The length of a stream, padding and all, is a multiple of this."""
+        ranks = self.tensor if self.sequence_parallel else 1
+        return ranks * precision.token_multiple
+
+    def packable_tokens(self, precision: PrecisionConfig) -> int:
+        """The longest stream of a micro-batch, and so the longest row."""
+        multiple = self.stream_multiple(precision)
+        return self.max_tokens_per_microbatch // multiple * multiple

@@ -70,6 +70,11 @@ class PrecisionConfig:
     """The head's logits are computed and kept in float32, whatever `dtype`."""
     logprobs: Logprobs = Logprobs.fused
 
+    @property
+    def token_multiple(self) -> int:
+        """Transformer Engine's FP8 products take whole tiles of tokens."""
+        return 1 if self.fp8 in (Fp8.none, Fp8.block_sim) else 32
+
     def __post_init__(self) -> None:
         if self.fp8 is not Fp8.none and self.dtype is not DType.bfloat16:
             raise ConfigError(

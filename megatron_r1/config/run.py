@@ -27,7 +27,7 @@ from megatron_r1.config.monitor import MonitorConfig
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.parallel import ParallelConfig
 from megatron_r1.config.pipeline import PipelineConfig, TinyWorldStageConfig
-from megatron_r1.config.precision import PrecisionConfig
+from megatron_r1.config.precision import DType, PrecisionConfig
 from megatron_r1.config.r1 import R1Stage2Config, R1Stage4Config
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.config.rollout import RolloutConfig, SglangConfig, WeightsBy
@@ -164,12 +164,11 @@ def _check_examples(config: RunConfig, stage: ExamplesConfig) -> None:
             f"{config.model.max_positions}. Set it to that or less"
         )
     together = 2 if isinstance(stage, DpoStageConfig | RmHelpfulConfig) else 1
-    capacity = config.parallel.max_tokens_per_microbatch
-    if together * stage.max_tokens > capacity:
+    if together * stage.max_tokens > config.parallel.packable_tokens(config.precision):
         pair = "2 x " if together == 2 else ""
         raise ConfigError(
-            f"{pair}stage.max_tokens = {pair}{stage.max_tokens} exceeds "
-            f"parallel.max_tokens_per_microbatch = {capacity}. Raise that or lower the other"
+            f"{pair}stage.max_tokens = {pair}{stage.max_tokens} exceeds {_capacity(config)}. Raise "
+            "that or lower the other"
         )
 
 
@@ -200,12 +199,22 @@ def _check_lengths(config: RunConfig) -> None:
             f"reward.overlong.max_response_tokens = {config.reward.overlong.max_response_tokens} "
             f"differs from rollout.max_response_tokens = {response}. Set both to the same"
         )
-    capacity = config.parallel.max_tokens_per_microbatch
-    if prompt + response > capacity:
+    if prompt + response > config.parallel.packable_tokens(config.precision):
+        multiple = config.parallel.stream_multiple(config.precision)
+        needed = -(-(prompt + response) // multiple) * multiple
         raise ConfigError(
-            f"{longest} exceeds parallel.max_tokens_per_microbatch = {capacity}. Set that to "
-            f"{prompt + response} or more, or lower one of the two"
+            f"{longest} exceeds {_capacity(config)}. Set that to {needed} or more, or lower one of "
+            "the two"
         )
+
+
+def _capacity(config: RunConfig) -> str:
+    """The setting that rows have to fit, and how much of it they can take."""
+    setting = config.parallel.max_tokens_per_microbatch
+    usable = config.parallel.packable_tokens(config.precision)
+    rounded = f", of which whole multiples of {config.parallel.stream_multiple(config.precision)}"
+    rounded += f" are packed, {usable}"
+    return f"parallel.max_tokens_per_microbatch = {setting}{rounded if usable < setting else ''}"
 
 
 def _check_stage(config: RunConfig) -> None:
@@ -331,6 +340,12 @@ def _check_servers(config: RunConfig) -> None:
         raise ConfigError(
             f"rollout.weights_by = shared_memory with cluster.rollout_nodes = {rollout_nodes}: "
             "servers on other nodes do not share the trainer's memory. Set weights_by=collective"
+        )
+    dtype = config.precision.dtype
+    if config.rollout.fp8 and dtype is not DType.bfloat16:
+        raise ConfigError(
+            f"rollout.fp8 = true with precision.dtype = {dtype.value}: what servers do not hold in "
+            "FP8 they hold in bfloat16, as the trainer has to. Set precision=bf16, or fp8=false"
         )
     corrects = isinstance(config.algo, AlgoConfig) and config.algo.rollout_correction_cap > 0
     if config.rollout.steps_ahead and not corrects:

@@ -26,16 +26,16 @@ def response_row(prompt: str, response: str, tokenizer: Tokenizer) -> TrainRow:
 
 
 def without_long(
-    examples: Sequence[Example], path: str | Path, *, max_tokens: int
+    examples: Sequence[Example], path: str | Path, *, max_tokens: int, may_be_none: bool = False
 ) -> list[Example]:
     """Those of a file whose rows have at most `max_tokens` tokens each.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, and there has to be one.
     """
     longest = [max(row.num_tokens for row in example) for example in examples]
     kept = [rows for rows, length in zip(examples, longest, strict=True) if length <= max_tokens]
-    if not kept:
+    if not kept and not may_be_none:
         raise DataError(
             f"every example in {path} is longer than stage.max_tokens = {max_tokens}; the shortest "
             f"of {len(examples)} has {min(longest)} tokens. Set it to that or more"

@@ -26,7 +26,7 @@ from megatron_r1.models.init import chunk_state_dict, initialize_weights
 from megatron_r1.models.kv_cache import KvCache
 from megatron_r1.models.moe import number_routers
 from megatron_r1.models.mtp import StreamModel
-from megatron_r1.models.precision import Installed, layer_parts, plain_name, token_multiple
+from megatron_r1.models.precision import Installed, layer_parts, plain_name
 from megatron_r1.models.rope import RopeTable
 from megatron_r1.models.specs import block_spec, prediction_spec, transformer_config
 from megatron_r1.models.stream import TokenStream
@@ -175,8 +175,7 @@ class Policy:
     @property
     def stream_multiple(self) -> int:
         """The length of a stream is a multiple of this."""
-        ranks = self.layout.tp.size if self.layout.config.sequence_parallel else 1
-        return ranks * token_multiple(self.precision)
+        return self.layout.config.stream_multiple(self.precision)
 
     def training_stream(
         self,

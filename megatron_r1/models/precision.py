@@ -127,11 +127,6 @@ def fp8_fields(precision: PrecisionConfig) -> dict[str, Any]:
     return dict(fp8="e4m3", fp8_recipe=_RECIPES[precision.fp8])
 
 
-def token_multiple(precision: PrecisionConfig) -> int:
-    """Transformer Engine's FP8 products take whole tiles of tokens."""
-    return 32 if precision.fp8 in _RECIPES else 1
-
-
 def plain_name(name: str) -> str:
     """The name that a parameter has in plain parts: grouped experts have one weight each, by
     number, where plain ones are modules of their own."""

@@ -65,10 +65,6 @@ class Layout:
         return self.rank == 0
 
     @property
-    def is_first_stage(self) -> bool:
-        return self.pp.rank == 0
-
-    @property
     def is_last_stage(self) -> bool:
         return self.pp.rank == self.pp.size - 1
 

@@ -30,17 +30,27 @@ WINDOW_WORDS = 8
 _MIN_WINDOW_WORDS = 4
 _SURE = 0.5
 """Probability from which fewer words are another language's: at it py3langid is right about 0.99 of
-the pairs of words in that file, and wrong about no English one."""
+the pairs of words in that file, and wrong about no English one. On texts that nothing was chosen
+on, `tests/rewards/held_out_texts.tsv`, 176 of 177 shares are within 0.12 of a person's."""
 _MANY_CAPITALS = 0.6
 """Share of a sentence's words behind its first; German prose with its nouns has 0.35."""
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI")
+_CHARACTER = (
+    r"\u0e01-\u0e30\u0e32\u0e33\u0e40-\u0e46\u3005-\u3007\u3041-\u3096\u309d-\u309f\u30a1-\u30fa"
+    r"\u30fc-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+"""Letters of these scripts. They touch the numbers and foreign words that stand among them."""
+_MARK = r"\u0300-\u036f\u064b-\u065f\u0900-\u0903\u093a-\u094f\u0951-\u0957\u0962\u0963"
+"""Signs that `\\w` leaves out: combining ones, as Hindi writes vowels."""
 _NOT_PROSE = re.compile(
     r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\\\[.*?\\\]|\\\(.*?\\\)"
     r"|\\begin\{(\w+\*?)\}.*?\\end\{\1\}|https?://\S+|\\[a-zA-Z]+(?:\{[^{}]*\})*|<[^<>\n]{1,40}>",
     re.DOTALL,
 )
-_RUN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
-_IDENTIFIER = re.compile(r"\w*[\d_]\w*|\w+\(|\w+(?:\.\w+)+(?=\W|$)")
+_LETTERS = rf"[^\W\d_{_CHARACTER}](?:[^\W\d_{_CHARACTER}]|[{_MARK}])*"
+_RUN = re.compile(rf"[{_CHARACTER}]|{_LETTERS}(?:['’]{_LETTERS})*")
+_SIGN = rf"[^\W{_CHARACTER}]"
+_IDENTIFIER = re.compile(rf"{_SIGN}*[\d_]{_SIGN}*|{_SIGN}+\(|{_SIGN}+(?:\.{_SIGN}+)+")
 _SENTENCE = re.compile(r"[^.!?。！？\n]*(?:[.!?。！？\n]+|\Z)")
 _SENTENCE_END = re.compile(r"[.!?:;。！？\n]\s*[\"'(\[]*\s*$|^\s*$")
 
@@ -93,12 +103,8 @@ def words_of(text: str) -> list[str]:
         runs = list(_RUN.finditer(sentence))
         has_names = not _is_capitalised(runs)
         for found in runs:
-            run = found.group()
-            if _script_of(run) in _UNSPACED:
-                words += [char for char in run if _script_of(char) != "LATIN"]
-            elif len(run) > 1 and not (
-                has_names and _is_name(run, sentence[max(0, found.start() - 8) : found.start()])
-            ):
+            run, before = found.group(), sentence[max(0, found.start() - 8) : found.start()]
+            if _is_character(run) or (len(run) > 1 and not (has_names and _is_name(run, before))):
                 words.append(run)
     return words
 
@@ -126,7 +132,7 @@ def language_of(text: str) -> str:
 
 def _is_capitalised(runs: Sequence[re.Match[str]]) -> bool:
     """Whether a sentence is in capitals or in title case: TWO WORDS, or most of more."""
-    words = [run.group() for run in runs if len(run.group()) > 1]
+    words = [run.group() for run in runs if len(run.group()) > 1 or _is_character(run.group())]
     if len(words) < _MIN_WINDOW_WORDS:
         return len(words) > 1 and all(word.isupper() for word in words)
     return sum(word[0].isupper() for word in words[1:]) > _MANY_CAPITALS * (len(words) - 1)
@@ -156,10 +162,18 @@ def _identify(text: str, target: str) -> tuple[str, float]:
     return _identifier(_sharing(SCRIPTS[target][0])).classify(text)
 
 
+def _is_character(run: str) -> bool:
+    """One of a script that is written without spaces."""
+    return _script_of(run) in _UNSPACED
+
+
 @lru_cache(maxsize=1 << 14)
 def _script_of(word: str) -> str:
-    name = unicodedata.name(word[0], "OTHER")
-    return name.split()[0].split("-")[0] if not name.startswith("FULLWIDTH") else "LATIN"
+    """As Unicode names the first letter: LATIN SMALL LETTER A, CJK UNIFIED IDEOGRAPH-6570."""
+    first, *others = re.split("[ -]", unicodedata.name(word[0], "OTHER"))
+    if first == "IDEOGRAPHIC":  # signs of repetition and zero
+        return "CJK"
+    return others[0] if first in ("FULLWIDTH", "HALFWIDTH") else first
 
 
 @lru_cache(maxsize=64)

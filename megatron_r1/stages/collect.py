@@ -73,8 +73,6 @@ def sample_parts(
     tokenizer = session.tokenizer_of(source)
     policy = session.policy(tokenizer)
     session.load(policy, source)
-    engine = session.engine(policy, tokenizer)
-    engine.publish(0)
     params = SamplingParams(
         num_samples=collect.samples_per_prompt,
         max_response_tokens=session.config.rollout.max_response_tokens,
@@ -87,6 +85,7 @@ def sample_parts(
     total = sum(len(layout.own_share(parts[number])) for number in missing) * params.num_samples
     before = 0
     with (
+        session.collecting(policy, tokenizer) as engine,
         session.scorer(filter_rules(session, collect)) as scorer,
         Progress(
             total,
@@ -96,6 +95,7 @@ def sample_parts(
             enabled=layout.is_main and telemetry.progress,
         ) as progress,
     ):
+        engine.publish(0)
         for number in missing:
             stop_between_parts(session)
             own = layout.own_share(parts[number])

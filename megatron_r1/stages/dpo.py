@@ -32,6 +32,7 @@ def run_dpo(
     config = session.config
     tokenizer = session.tokenizer(init_from)
     pairs = read_pairs(session, stage, stage.examples, tokenizer)
+    heldout = [] if stage.heldout is None else read_pairs(session, stage, stage.heldout, tokenizer)
     num_steps = stage.num_steps(len(pairs))
     megatron_step = session.megatron_step(tokenizer, config.optimizer, mtp_loss=0.0)
     bank = WeightBank(megatron_step.policy)
@@ -52,8 +53,7 @@ def run_dpo(
             stage=stage, algo=config.algo, optimizer=config.optimizer, seed=config.run.seed
         )
         train_dpo(parts, settings, pairs, state)
-    if stage.heldout is not None:
-        heldout = read_pairs(session, stage, stage.heldout, tokenizer)
+    if heldout:
         share = share_ordered_right(heldout, megatron_step.policy, bank)
         session.say(f"dpo: {share:.3f} of {len(heldout)} held-out pairs are ordered right")
         result = {"step": num_steps, "pairs": len(heldout), "ordered_right": share}

@@ -41,12 +41,15 @@ def fine_tune(
     config = session.config
     tokenizer = session.tokenizer(init_from)
 
-    def rows_of(path: Path) -> list[Example]:
+    def rows_of(path: Path, *, may_be_none: bool) -> list[Example]:
         rows = sample_rows(path, config.data.template, tokenizer)
-        return session.without_long(rows, str(path), max_tokens=stage.max_tokens)
+        return session.without_long(
+            rows, str(path), max_tokens=stage.max_tokens, may_be_none=may_be_none
+        )
 
-    train = rows_of(samples)
-    held_out = [] if heldout is None else rows_of(heldout)
+    train = rows_of(samples, may_be_none=False)
+    # A stage that splits its samples by chance may hold out none but long ones.
+    held_out = [] if heldout is None else rows_of(heldout, may_be_none=True)
     num_steps = stage.num_steps(len(train))
     model = session.megatron_step(tokenizer, config.optimizer, mtp_loss=config.model.mtp_loss)
     store = session.store(run_dir, stage, tokenizer)

@@ -124,8 +124,8 @@ def forward_rows(
 
 def plan_micro_batches(policy: Policy, batch: TrainBatch) -> list[list[int]]:
     """Rows of each micro-batch; as many micro-batches on every replica."""
-    layout, multiple = policy.layout, policy.stream_multiple
-    capacity = layout.config.max_tokens_per_microbatch // multiple * multiple
+    layout = policy.layout
+    capacity = layout.config.packable_tokens(policy.precision)
     together = batch.rows_together
     lengths = [
         sum(row.num_tokens for row in batch.rows[first : first + together])

@@ -32,8 +32,7 @@ class RewardModels:
         self._bank = bank
         self._config = config
         self._tokenizer = tokenizer
-        multiple = shell.stream_multiple
-        capacity = shell.layout.config.max_tokens_per_microbatch // multiple * multiple
+        capacity = shell.layout.config.packable_tokens(shell.precision)
         self._max_tokens = min(capacity, shell.config.max_positions)
 
     def add_scores(

@@ -142,16 +142,6 @@ class OpenBucket:
                     view[within(common, target)] = values[within(common, source)]
 
 
-def merge(transfer: Transfer, pieces: Mapping[Piece, Tensor]) -> dict[str, Tensor]:
-    """A whole box that the sender quantises, from values of all of its pieces."""
-    assert transfer.quantizer is Quantizer.sender, transfer.name
-    some = next(iter(pieces.values()))
-    values = torch.empty(shape_of(transfer.box), dtype=transfer.dtype, device=some.device)
-    for piece, tensor in pieces.items():
-        values[within(piece.box, transfer.box)] = tensor
-    return sent_as(transfer, values, quantized=True)
-
-
 def sent_as(transfer: Transfer, values: Tensor, *, quantized: bool) -> dict[str, Tensor]:
     """Values by name; quantised, codes and scales."""
     if not quantized:

@@ -14,11 +14,10 @@ from torch.testing import assert_close
 from megatron_r1.algos.logprobs import (
     CHUNK_ELEMENTS,
     align_to_tokens,
-    logprobs_and_entropy,
     next_tokens,
     target_logprobs,
-    token_logprobs,
 )
+from tests.algos.streams import logprobs_and_entropy, token_logprobs
 
 # Float32 rounds at 6e-8; logits up to about 10 and sums of 12 exponentials lose a digit or so.
 F32 = dict(rtol=2e-6, atol=2e-6)
@@ -151,8 +150,8 @@ def test_a_stream_cut_between_ranks_gives_what_the_whole_stream_gives():
 
 def test_mismatched_shapes_and_temperatures_are_named():
     logits_TV, tokens_T, positions_T, _ = _problem()
-    with pytest.raises(ValueError, match=r"tokens_T \(8,\), positions_T \(7,\)"):
-        token_logprobs(logits_TV, tokens_T, positions_T[:7])
+    with pytest.raises(ValueError, match=r"targets_T \(7,\), .*logits_Tv \(8,\)"):
+        target_logprobs(logits_TV, tokens_T[:7])
     with pytest.raises(ValueError, match="temperature must be > 0, got 0.0"):
         token_logprobs(logits_TV, tokens_T, positions_T, temperature=0.0)
 

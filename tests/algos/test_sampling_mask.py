@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.testing import assert_close
 
-from megatron_r1.algos.logprobs import logprobs_and_entropy
 from megatron_r1.algos.sampling_mask import kept_columns
+from tests.algos.streams import logprobs_and_entropy
 
 COUNTS_T = torch.tensor([0, 2, 3, 0, 1])
 IDS_J = torch.tensor([1, 4, 0, 2, 5, 3])

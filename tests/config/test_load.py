@@ -165,6 +165,15 @@ def test_degrees_that_do_not_divide_the_world():
         (["model=tiny_dense", "parallel.tensor=4"], 4, ["model.num_kv_heads = 2"]),
         (["rollout.max_response_tokens=512"], 1, ["model.max_positions = 512"]),
         (["experiment=quickstart", "parallel.max_tokens_per_microbatch=100"], 1, ["64 + 64"]),
+        # Streams of two sequence-parallel ranks have an even length: 129 tokens take 128.
+        (
+            [
+                *("experiment=quickstart", "parallel.tensor=2", "data.max_prompt_tokens=65"),
+                "parallel.max_tokens_per_microbatch=129",
+            ],
+            2,
+            ["65 + 64", "whole multiples of 2 are packed, 128. Set that to 130 or more"],
+        ),
         (["experiment=quickstart", "data.heldout_problems=9"], 1, ["num_problems = 256", "= 9"]),
         (["experiment=quickstart", "model.init_from=runs/x"], 1, ["model.init_from = runs/x"]),
         (["experiment=quickstart", "optimizer.beta2=7"], 1, ["optimizer.beta2 must be", "[0, 1)"]),

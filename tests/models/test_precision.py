@@ -12,11 +12,11 @@ from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.precision import DType, Fp8, Parts, PrecisionConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.models.fp8_linear import Fp8Recipe, fp8_linear
-from megatron_r1.models.precision import Installed, parts_name, plain_name, token_multiple
+from megatron_r1.models.precision import Installed, parts_name, plain_name
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.weights.fp8_files import is_quantized
 from megatron_r1.weights.names import name_table
-from r1_kernels.fp8_blocks import round_trip
+from r1_kernels.fp8_blocks import dequantize, quantize
 from tests.trainers.test_megatron_step import BATCH, LENGTHS
 
 NOTHING = Installed(transformer_engine=False, apex=False)
@@ -50,6 +50,11 @@ def test_numbers_that_fp8_holds_are_multiplied_exactly():
     assert torch.equal(y, x @ weight.T)
     assert torch.equal(grad_x, grad @ weight)
     assert torch.equal(grad_weight, grad.flatten(0, 1).T @ x.flatten(0, 1))
+
+
+def round_trip(x: torch.Tensor, tile: tuple[int, int]) -> torch.Tensor:
+    """What FP8 keeps of a matrix."""
+    return dequantize(*quantize(x, tile=tile), x.dtype, tile=tile)
 
 
 def test_the_three_products_are_those_of_tiles_along_what_is_summed_over():
@@ -154,7 +159,7 @@ def test_gradients_of_a_policy_are_off_by_what_the_format_loses(one_rank):
 )
 def test_parts_are_the_best_that_are_here(asked, installed, taken):
     assert parts_name(asked, installed) == taken
-    assert token_multiple(asked) == (32 if asked.fp8 in (Fp8.block, Fp8.mxfp8) else 1)
+    assert asked.token_multiple == (32 if asked.fp8 in (Fp8.block, Fp8.mxfp8) else 1)
 
 
 def test_parts_are_looked_for_on_a_gpu_alone():

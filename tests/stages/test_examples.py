@@ -76,6 +76,13 @@ def test_stages_train_save_and_go_on(tmp_path):
     distill = ["stage=distill", "algo=distill_logits", init, "run.name=distill"]
     distill += [f"stage.examples={tmp_path}/samples.jsonl", f"stage.teacher={tmp_path}/dpo"]
     distill += ["stage.examples_per_step=6", "stage.num_epochs=1", "stage.max_tokens=64"]
+    long = {"prompt": "1" * 99, "response": "2"}
+    (tmp_path / "long.jsonl").write_text(json.dumps(long) + "\n")
+    sft = ["stage=sft", init, "run.name=sft", "stage.max_tokens=64", "stage.num_epochs=1"]
+    sft += [f"stage.examples={tmp_path}/samples.jsonl", "stage.examples_per_step=6"]
+    sft += [f"stage.heldout={tmp_path}/long.jsonl"]
+    write_preferences(tmp_path / "bad.jsonl", [PreferencePair("1" * 99, "1", "2")])
+    unheld = [*dpo, "run.name=unheld", f"stage.heldout={tmp_path}/bad.jsonl"]
     ppo = ["stage=r1_zero", "algo=ppo", init, "run.name=ppo", "stage.prompts_per_step=1"]
     ppo += ["stage.rollouts_per_prompt=2", "stage.steps_per_phase=1"]
     output = run(
@@ -86,7 +93,14 @@ def test_stages_train_save_and_go_on(tmp_path):
         distill,
         [*ppo, "stage.num_steps=1"],
         [*ppo, "stage.num_steps=2"],
+        sft,
+        unheld,
+        exit_codes=(0, 0, 0, 0, 0, 0, 0, 2),
     )
+    # Samples that are held out by chance may all be too long; a file that was named is an error
+    # before the first update, not after the last one.
+    assert "1 of 1 examples" in output and len(metrics(tmp_path / "sft")) == 2
+    assert not (tmp_path / "unheld/metrics.jsonl").exists()
     assert "1 of 13 examples" in output and "were dropped" in output
     assert "dpo: resuming after step 2" in output and "r1_zero: resuming after step 1" in output
     # 12 pairs, 6 a step: 2 steps an epoch.

@@ -23,12 +23,12 @@ from megatron_r1.config.model import (
 )
 from megatron_r1.config.parallel import ParallelConfig
 from megatron_r1.errors import ConfigError
-from megatron_r1.weights.boxes import slices, within
-from megatron_r1.weights.buckets import OpenBucket, give, merge
+from megatron_r1.weights.boxes import shape_of, slices, within
+from megatron_r1.weights.buckets import OpenBucket, give, sent_as
 from megatron_r1.weights.engine_layout import EngineLayout, Receive
 from megatron_r1.weights.fp8_files import SCALE_SUFFIX, is_quantized
 from megatron_r1.weights.names import Form, NameMapping, name_table, to_megatron
-from megatron_r1.weights.plan import Plan, Quantizer, plan_weights
+from megatron_r1.weights.plan import Piece, Plan, Quantizer, Transfer, plan_weights
 from megatron_r1.weights.plan_report import (
     balance,
     describe,
@@ -157,6 +157,14 @@ def carry_out(plan: Plan, weights: dict[str, Tensor]) -> Iterator[tuple[int, str
             for entry in message.entries:
                 for rank in message.receivers:
                     yield rank, entry.name, entry.box, entry.view(flat)
+
+
+def merge(transfer: Transfer, pieces: dict[Piece, Tensor]) -> dict[str, Tensor]:
+    """A whole box that the sender quantises, from values of all of its pieces."""
+    values = torch.empty(shape_of(transfer.box), dtype=transfer.dtype)
+    for piece, tensor in pieces.items():
+        values[within(piece.box, transfer.box)] = tensor
+    return sent_as(transfer, values, quantized=True)
 
 
 def as_sent(weights: dict[str, Tensor], fp8: bool) -> dict[str, Tensor]:

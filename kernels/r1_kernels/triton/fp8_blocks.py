@@ -50,7 +50,8 @@ def _quantize_kernel(
     column_tile = tl.program_id(1)
     in_tile = tl.arange(0, TILE_ROWS)
     rows = (tiles[:, None, None] * TILE_ROWS + in_tile[None, :, None]).to(tl.int64)
-    columns = (column_tile * TILE_COLUMNS + tl.arange(0, TILE_COLUMNS))[None, None, :]
+    # A transposed matrix has long steps from column to column.
+    columns = (column_tile * TILE_COLUMNS + tl.arange(0, TILE_COLUMNS))[None, None, :].to(tl.int64)
     inside = (rows < num_rows) & (columns < num_columns)
     numbers = tl.load(
         matrix_ptr + rows * row_stride + columns * column_stride, mask=inside, other=0.0
@@ -86,7 +87,7 @@ def _dequantize_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, EMULATE: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None].to(tl.int64)
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :].to(tl.int64)
     inside = (rows < num_rows) & (columns < num_columns)
     codes = tl.load(codes_ptr + rows * row_stride + columns, mask=inside, other=0.0)
     places = (rows // TILE_ROWS) * scale_row_stride + (columns // TILE_COLUMNS) * (

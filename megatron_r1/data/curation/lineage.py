@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_r1.data.records import Line
-from megatron_r1.types import Prompt, Reward, Rollout
 
 
 @dataclass(frozen=True)
@@ -68,20 +67,6 @@ def lineage_of(record: Mapping[str, Any], own_id: str, line: Line) -> Lineage:
         "verdicts": record.get("parts"),
     }
     return Lineage(**{**here, **_checked({k: v for k, v in sampled.items() if v is not None})})
-
-
-def lineage_of_rollout(
-    prompt: Prompt, rollout: Rollout, reward: Reward, *, model: str, seed: int
-) -> Lineage:
-    """Of a response that was sampled just now, and scored."""
-    return Lineage(
-        prompt_id=prompt.id,
-        model=model,
-        model_version=rollout.weight_version,
-        seed=seed,
-        sample=rollout.sample,
-        verdicts=dict(reward.parts),
-    )
 
 
 def _checked(found: Any) -> dict[str, Any]:

@@ -140,9 +140,5 @@ CHINESE = Tongue(
 TONGUES = (ENGLISH, CHINESE)
 
 
-def tongue_of(code: str) -> Tongue:
-    return next(tongue for tongue in TONGUES if tongue.code == code)
-
-
 def other_than(tongue: Tongue) -> Tongue:
     return CHINESE if tongue is ENGLISH else ENGLISH

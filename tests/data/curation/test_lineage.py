@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from megatron_r1.data.curation.examples import example_of
-from megatron_r1.data.curation.lineage import Lineage, lineage_of_rollout
+from megatron_r1.data.curation.lineage import Lineage
 from megatron_r1.data.records import Line
-from megatron_r1.types import FinishReason, Prompt, Reward, Rollout
 
 HERE = Path("data/b.jsonl.gz")
 
@@ -29,22 +29,17 @@ def test_a_line_of_rollouts_knows_its_prompt_sample_version_and_verdicts():
 
 
 def test_lineage_is_written_and_read_back_as_it_was():
-    prompt = Prompt("sums/3", 0, "1 + 1", "1 + 1", (1,), "2", "math")
-    rollout = Rollout(5, (2,), (-1.0,), FinishReason.stop, 40, "2")
-    reward = Reward(2.0, {"accuracy": 1.0, "format": 1.0}, {})
-    made = lineage_of_rollout(prompt, rollout, reward, model="runs/zero", seed=3)
-    record = {"question": "1 + 1", "response": "2", "level": 4, "lineage": made.to_record()}
-    found = example_of(Line(HERE, 9, record))
-    assert found.lineage == Lineage(
+    made = Lineage(
         prompt_id="sums/3",
-        source=str(HERE),
-        line=9,
         model="runs/zero",
         model_version=40,
         seed=3,
         sample=5,
         verdicts={"accuracy": 1.0, "format": 1.0},
     )
+    record = {"question": "1 + 1", "response": "2", "level": 4, "lineage": made.to_record()}
+    found = example_of(Line(HERE, 9, record))
+    assert found.lineage == dataclasses.replace(made, source=str(HERE), line=9)
     again = example_of(Line(Path("c.jsonl"), 1, found.to_record()))
     assert (again.lineage, again.record["level"], again.id) == (found.lineage, 4, found.id)
 
