@@ -34,9 +34,6 @@ export MASTER_ADDR=${MASTER_ADDR:-$(first_node_address)}
 export MASTER_PORT=${MASTER_PORT:-$((10000 + SLURM_JOB_ID % 20000))} # below the ephemeral range
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 
-# A job that Slurm starts again goes on; it must not start over a second time.
-if ((${SLURM_RESTART_COUNT:-0} > 0)); then set -- "$@" run.overwrite=false; fi
-
 python=${MEGATRON_R1_PYTHON:-${MEGATRON_R1_VENV:-$root/.venv}/bin/python}
 if [[ ! -x $(command -v "$python") ]]; then python=python3; fi # a container's own
 exec "$python" -m "megatron_r1.$program" "$@"

@@ -7,7 +7,14 @@ import math
 import sys
 from collections.abc import Callable
 
-from megatron_r1.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
+from megatron_r1.errors import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_RUN_AGAIN,
+    EXIT_USER_ERROR,
+    StoppedEarly,
+    UserError,
+)
 
 
 def run_command(action: Callable[[], None], *, speaks: bool = True) -> int:
@@ -22,6 +29,10 @@ def run_command(action: Callable[[], None], *, speaks: bool = True) -> int:
         if not speaks and not error.one_rank:
             return EXIT_USER_ERROR
         return _fail(f"{type(error).__name__}: {error}", EXIT_USER_ERROR)
+    except StoppedEarly as reason:
+        if speaks:
+            print(f"Stopped by {reason}. Start the same command again and it goes on", flush=True)
+        return EXIT_RUN_AGAIN
     except KeyboardInterrupt:
         return _fail("Stopped: start the same command again and it goes on", EXIT_INTERRUPTED)
     except OSError as error:

@@ -15,13 +15,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_r1 import signals
 from megatron_r1.command import run_command
 from megatron_r1.config.load import load_config, world_size_from_environment
+from megatron_r1.config.pipeline import EvaluationStageConfig
 from megatron_r1.errors import EXIT_DONE, ConfigError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate on this rank of the job. Returns the exit code."""
+    signals.listen()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
@@ -48,7 +51,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     from megatron_r1.stages.evaluation import model_of, run_evaluation  # seconds to import
     from megatron_r1.stages.session import open_reader
 
-    config = dataclasses.replace(config, model=model_of(source))
+    # What the overrides train has no say in it.
+    config = dataclasses.replace(config, model=model_of(source), stage=EvaluationStageConfig())
     config.validate(world_size_from_environment())
     with open_reader(config) as session:
         run_evaluation(session, source)

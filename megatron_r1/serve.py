@@ -85,13 +85,13 @@ def serve_until_over(board: ServingBoard, servers: Servers, node: int) -> NodeRe
             beat, heard_s = board.last_beat(), time.monotonic()
         if signals.was_terminated() and time.monotonic() - heard_s > _SILENCE_S:
             break
-        attempt, at_fault = board.wanted_again()
         wanted, before = board.wanted(), report
         servers.hold(board.is_held)
-        if wanted is not None and (wanted.label, attempt) != (report.label, report.attempt):
-            print(f"bringing up servers for weights {wanted.label}", flush=True)
-            fresh = servers.bring_up(wanted, at_fault)
-            report = NodeReport(wanted.label, tuple(servers.urls), tuple(fresh), attempt=attempt)
+        if wanted is not None and wanted.name != (report.label, report.attempt):
+            label = wanted.weights.label
+            print(f"bringing up servers for weights {label}", flush=True)
+            fresh = tuple(servers.bring_up(wanted.weights, wanted.at_fault))
+            report = NodeReport(label, tuple(servers.urls), fresh, attempt=wanted.attempt)
         elif report.label is not None:
             servers.look_after()
         report = dataclasses.replace(report, num_restarts=servers.num_restarts)

@@ -74,10 +74,10 @@ def children_end_with_us() -> Iterator[None]:
 
 
 def signal_to_stop() -> int:
-    """The number of a signal that asked this process to stop; 0 when there was none."""
-    if WARNING in signal.sigpending():
-        return WARNING
-    return max(_received, default=0)
+    """The number of a signal that asked this process to stop, SIGTERM before a warning; 0: none."""
+    if _received:
+        return max(_received)
+    return WARNING if WARNING in signal.sigpending() else 0
 
 
 def was_terminated() -> bool:

@@ -57,6 +57,10 @@ def draft_directory(final: Path, plan: dict[str, Any]) -> Iterator[Path]:
             shutil.rmtree(partial)
             journal_path.unlink()
             raise
+        except OSError as error:
+            if error.filename is None:  # a write that failed does not say where
+                error.filename = str(partial)
+            raise
         _check_free(final)
         publish(partial, final)
         journal_path.unlink()

@@ -16,9 +16,11 @@ from megatron_r1.models.policy import Policy
 
 
 @torch.no_grad()
-def load_hf_weights(policy: Policy, path: Path) -> None:
+def load_hf_weights(policy: Policy, path: Path) -> int:
     """Fill a policy; rows that pad its vocabulary keep what they hold, and so does a scalar head
     where the directory holds a language model.
+
+    Returns the longest sequence that the model was made for, in tokens.
 
     Raises:
         CheckpointError: see `HfWeights`, or the directory holds another model than the policy's.
@@ -45,3 +47,4 @@ def load_hf_weights(policy: Policy, path: Path) -> None:
             if low < high:
                 source = piece[(slice(low - row, high - row), *others)]
                 shard.data[low - first : high - first].copy_(source)
+    return weights.config.max_positions

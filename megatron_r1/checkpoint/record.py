@@ -122,7 +122,8 @@ def read_state(path: Path) -> dict[str, Any]:
 def check_same_model(path: Path, record: dict[str, Any], config: ModelConfig, head: Head) -> None:
     """Refuse a checkpoint of another model, naming what differs.
 
-    A model with a scalar head takes a language model's body, without its prediction layers.
+    A model with a scalar head takes a language model's body, without its prediction layers. The
+    longest sequence may differ: positions are rotary, and no weight belongs to one.
     """
     if head is Head.vocabulary and saved_head(record) is Head.scalar:
         raise CheckpointError(
@@ -130,6 +131,8 @@ def check_same_model(path: Path, record: dict[str, Any], config: ModelConfig, he
             "write. Name a language model's checkpoint"
         )
     saved, own = dict(record["model"]), model_identity(config)
+    if type(saved.get("max_positions")) is int:
+        saved["max_positions"] = own["max_positions"]
     if head is Head.scalar:
         saved["num_mtp_layers"] = own["num_mtp_layers"]
     differing = [
@@ -142,6 +145,20 @@ def check_same_model(path: Path, record: dict[str, Any], config: ModelConfig, he
             f"checkpoint {path} holds another model than the configuration describes: "
             + "; ".join(differing)
         )
+
+
+def longer_than_made_for(path: Path, max_positions: int, config: ModelConfig) -> str | None:
+    """What is to be said where a model goes on with longer sequences than it was made for.
+
+    Args:
+        max_positions: what the model at `path` says of itself.
+    """
+    if config.max_positions <= max_positions:
+        return None
+    return (
+        f"note: {path} was made for sequences of {max_positions} tokens, and model.max_positions = "
+        f"{config.max_positions}: it has to learn what comes behind them"
+    )
 
 
 def saved_head(record: dict[str, Any], state_file: Path = Path("state.json")) -> Head:

@@ -46,6 +46,7 @@ from megatron_r1.errors import CheckpointError
 from megatron_r1.models.policy import Policy
 from megatron_r1.models.weight_bank import WeightBank
 from megatron_r1.parallel.exchange import on_main_rank
+from megatron_r1.platform.write_results import without_server
 from megatron_r1.signals import children_end_with_us, children_outlive_sigterm
 from megatron_r1.telemetry.files import replace_file
 
@@ -180,7 +181,7 @@ class CheckpointStore:
             flush(self._dir)
             self._prune(newest=final)
 
-        # Megatron forks the writers, and a process, which it keeps, for what they report.
+        without_server()
         with (
             self._failures_named(state.step),
             children_outlive_sigterm(),
@@ -288,11 +289,15 @@ def _name_of(step: int) -> str:
     return f"step_{step:06d}"
 
 
-def load_weights(policy: Policy, path: Path) -> None:
-    """Weights alone, e.g. for `model.init_from`; a language model's leave a scalar head alone."""
+def load_weights(policy: Policy, path: Path) -> int:
+    """Weights alone, e.g. for `model.init_from`; a language model's leave a scalar head alone.
+
+    Returns the longest sequence that the model was made for, in tokens.
+    """
     record = read_state(path)
     check_same_model(path, record, policy.config, policy.head)
     _load_weights(policy, path / POLICY, without_head=policy.head is not saved_head(record))
+    return record["model"]["max_positions"]
 
 
 def _state_dict(

@@ -98,6 +98,9 @@ class EvaluationConfig:
     measures: list[str] = field(default_factory=list)
     """Rules of `rewards/` whose means are measured beside pass@k, with intervals: format, language,
     readable."""
+    problems_per_part: int = 64
+    """What is measured and written down at a time: a start that is stopped loses no more. Our
+    choice."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """Asked where a suite's format is judged."""
 
@@ -106,5 +109,9 @@ class EvaluationConfig:
             raise ConfigError(f"temperature must be > 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p must be in (0, 1], got {self.top_p}")
+        if self.problems_per_part < 1:
+            raise ConfigError(
+                f"evaluation.problems_per_part must be >= 1, got {self.problems_per_part}"
+            )
         if not 0 < self.confidence < 1:
             raise ConfigError(f"confidence must be in (0, 1), got {self.confidence}")

@@ -86,7 +86,9 @@ class ModelConfig:
     num_attention_heads: int
     vocab_size: int
     max_positions: int
-    """Longest sequence, prompt and response together."""
+    """Longest sequence, prompt and response together. All families have rotary positions, which no
+    weight belongs to: `init_from` may be a model that was made for others, which is said where it
+    was made for fewer."""
     norm_eps: float = 1e-6
     init_std: float = 0.02
     tie_embeddings: bool = False

@@ -111,9 +111,14 @@ class SglangConfig(RolloutConfig):
     health_timeout_s: float = 60.0
     """A server that says nothing for so long is ended and started again."""
     max_restarts: int = 3
-    """Of one server between two publishes; one more ends the run."""
+    """Of one server between two publishes, those that end while they start among them; one more
+    ends the run."""
     at_publish: AtPublish = AtPublish.retract
     weights_by: WeightsBy = WeightsBy.directory
+    fp8: bool = False
+    """Servers hold the matrices of attention and feed-forward blocks in E4M3 with a scale for each
+    128 x 128, as DeepSeek-V3's files do, quantised by the ranks that own them before they are sent.
+    Not on a CPU. On GPUs nobody has run it."""
     start_files_every: int = 1
     """Publishes from one writing of the files that servers are started from to the next; 0: only
     the first writes some. Weights that go by files have theirs every time. With another number

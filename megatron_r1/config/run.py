@@ -27,7 +27,7 @@ from megatron_r1.config.monitor import MonitorConfig
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.parallel import ParallelConfig
 from megatron_r1.config.pipeline import PipelineConfig, TinyWorldStageConfig
-from megatron_r1.config.precision import PrecisionConfig
+from megatron_r1.config.precision import DType, PrecisionConfig
 from megatron_r1.config.r1 import R1Stage2Config, R1Stage4Config
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.config.rollout import RolloutConfig, SglangConfig, WeightsBy
@@ -340,6 +340,12 @@ def _check_servers(config: RunConfig) -> None:
         raise ConfigError(
             f"rollout.weights_by = shared_memory with cluster.rollout_nodes = {rollout_nodes}: "
             "servers on other nodes do not share the trainer's memory. Set weights_by=collective"
+        )
+    dtype = config.precision.dtype
+    if config.rollout.fp8 and dtype is not DType.bfloat16:
+        raise ConfigError(
+            f"rollout.fp8 = true with precision.dtype = {dtype.value}: what servers do not hold in "
+            "FP8 they hold in bfloat16, as the trainer has to. Set precision=bf16, or fp8=false"
         )
     corrects = isinstance(config.algo, AlgoConfig) and config.algo.rollout_correction_cap > 0
     if config.rollout.steps_ahead and not corrects:

@@ -45,7 +45,7 @@ class TinyWorldConfig:
     general_offer_frac: float = 0.4
     num_requests: int = 400
     """Requests for RL, beside as many sums; fewer where there are not so many."""
-    num_pairs: int = 2_000
+    num_pairs: int = 4_000
     """Of preferences; a tenth as many are held out."""
     num_labelled: int = 2_000
     """Responses labelled safe or unsafe; a tenth as many are held out."""

@@ -9,7 +9,6 @@ from typing import Any
 
 from pebble import ProcessExpired
 
-from megatron_r1.config.stage import EvalConfig
 from megatron_r1.evaluation.consensus import consensus, same_text, same_value
 from megatron_r1.evaluation.pass_at_k import pass_at_k
 from megatron_r1.parallel.exchange import all_gather_objects, broadcast_object
@@ -81,42 +80,6 @@ class EvalResult:
             "response_tokens_mean": self.response_tokens_mean,
             "truncated_frac": self.truncated_frac,
         }
-
-
-def evaluate(
-    engine: RolloutEngine,
-    scorer: RewardScorer | None,
-    prompts: Sequence[Prompt],
-    config: EvalConfig,
-    layout: Layout,
-    *,
-    max_response_tokens: int,
-    weight_version: int,
-    on_progress: OnProgress | None = None,
-) -> EvalResult:
-    """Sample, score and count. Every rank calls it; the result is the same on all.
-
-    Args:
-        scorer: on leaders, with the rules ``accuracy`` and ``format``; None elsewhere.
-    """
-    params = SamplingParams(
-        num_samples=config.samples_per_problem,
-        max_response_tokens=max_response_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=0,
-        seed=config.seed,
-    )
-    outcomes = sample_outcomes(
-        engine,
-        scorer,
-        prompts,
-        params,
-        layout,
-        weight_version=weight_version,
-        on_progress=on_progress,
-    )
-    return summarise(outcomes)
 
 
 def sample_outcomes(

@@ -13,17 +13,19 @@ import time
 import unicodedata
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from http.client import HTTPException
-from typing import Any
+from threading import Event
+from typing import Any, TypeVar
 
 from megatron_r1.config.judge import JudgeConfig
-from megatron_r1.errors import ConfigError
+from megatron_r1.errors import ConfigError, StoppedEarly
 from megatron_r1.rewards.judge_cache import JudgeCache
 
+Case = TypeVar("Case")
 PAIR_SCORES = {"A>>B": 2, "A>B": 1, "A=B": 0, "B>A": -1, "B>>A": -2}
 """Verdict -> by how much A is better. The paper names no scale; a pair is kept above 1."""
 _CORRECTNESS = re.compile(r'"correctness"\s*:\s*"\s*(correct|incorrect)\s*"', re.IGNORECASE)
@@ -135,8 +137,10 @@ class Judge:
     Failures and time-outs are not kept: a later run asks again.
     """
 
-    def __init__(self, config: JudgeConfig) -> None:
+    def __init__(self, config: JudgeConfig, given_up: Event | None = None) -> None:
+        """given_up: ends `map_compare` and `map_correct` when it is set, by StoppedEarly."""
         self._config = config
+        self._given_up = given_up
         self._cache = JudgeCache(config.cache_path)
         self._counts: dict[str, float] = {}
 
@@ -167,13 +171,21 @@ class Judge:
 
     def map_compare(self, cases: Sequence[tuple[str, str, str, int]]) -> list[Judgement]:
         """`compare` for many (question, answer A, answer B, sample), several requests at once."""
-        with ThreadPoolExecutor(max_workers=self._config.max_parallel) as pool:
-            return list(pool.map(lambda case: self.compare(*case[:3], sample=case[3]), cases))
+        return ask_all(
+            lambda case: self.compare(*case[:3], sample=case[3]),
+            cases,
+            self._config.max_parallel,
+            self._given_up,
+        )
 
     def map_correct(self, cases: Sequence[tuple[str, str, str, int]]) -> list[Judgement]:
         """`is_correct` for many (question, reference, answer, sample), several at once."""
-        with ThreadPoolExecutor(max_workers=self._config.max_parallel) as pool:
-            return list(pool.map(lambda case: self.is_correct(*case[:3], sample=case[3]), cases))
+        return ask_all(
+            lambda case: self.is_correct(*case[:3], sample=case[3]),
+            cases,
+            self._config.max_parallel,
+            self._given_up,
+        )
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -285,6 +297,27 @@ class Judge:
             for name, value in increments.items():
                 self._counts[name] = self._counts.get(name, 0.0) + value
         return judgement
+
+
+def ask_all(
+    ask: Callable[[Case], Judgement],
+    cases: Sequence[Case],
+    max_parallel: int,
+    given_up: Event | None,
+) -> list[Judgement]:
+    """`ask` for each case, several at once.
+
+    Raises:
+        StoppedEarly: `given_up` was set; requests that were under way are waited for.
+    """
+
+    def ask_one(case: Case) -> Judgement:
+        if given_up is not None and given_up.is_set():
+            raise StoppedEarly("nobody waits for the replies")
+        return ask(case)
+
+    with ThreadPoolExecutor(max_workers=max_parallel) as pool:
+        return list(pool.map(ask_one, cases))
 
 
 def parse_pair_verdict(text: str, finish_reason: str) -> tuple[Kind, str]:

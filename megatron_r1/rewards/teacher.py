@@ -7,19 +7,16 @@ What it writes is never trusted: rules look at it as at any other sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from threading import Event
-from typing import TypeVar
 
 from megatron_r1.config.sft import TeacherConfig
 from megatron_r1.data.rejection import holds_half_a_pair
 from megatron_r1.data.samples import Sample
 from megatron_r1.data.templates import ANSWER, END_ANSWER, END_THINK, THINK
-from megatron_r1.errors import EngineError, StoppedEarly
-from megatron_r1.rewards.judge import Judge, Judgement, Kind
+from megatron_r1.errors import EngineError
+from megatron_r1.rewards.judge import Judge, Judgement, Kind, ask_all
 
-Case = TypeVar("Case")
 _MAX_LOST = 0.05
 """Our choice: share of requests that may come to nothing before the run ends."""
 _PATTERN = (
@@ -114,27 +111,6 @@ class Teacher:
         texts = [reply.verdict.strip() for reply in found]
         # No file of samples may hold half of a surrogate pair, which JSON can escape.
         return [text if text and not holds_half_a_pair(text) else None for text in texts]
-
-
-def ask_all(
-    ask: Callable[[Case], Judgement],
-    cases: Sequence[Case],
-    max_parallel: int,
-    given_up: Event | None,
-) -> list[Judgement]:
-    """`ask` for each case, several at once.
-
-    Raises:
-        StoppedEarly: `given_up` was set; requests that were under way are waited for.
-    """
-
-    def ask_one(case: Case) -> Judgement:
-        if given_up is not None and given_up.is_set():
-            raise StoppedEarly("nobody waits for the replies")
-        return ask(case)
-
-    with ThreadPoolExecutor(max_workers=max_parallel) as pool:
-        return list(pool.map(ask_one, cases))
 
 
 def check_answered(found: Sequence[Judgement], *, who: str, group: str) -> None:

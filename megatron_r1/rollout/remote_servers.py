@@ -110,6 +110,9 @@ class RemoteServers:
         resume_servers(urls)
         self._board.hold(False)
 
+    def release(self) -> None:
+        """Nothing: they take no memory of the trainer's nodes."""
+
     def close(self) -> None:
         """Ask the nodes to end their servers, and wait until they have."""
         self._board.end()

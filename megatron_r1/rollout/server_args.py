@@ -66,11 +66,11 @@ def server_environment(config: SglangConfig, *, on_cuda: bool) -> dict[str, str]
     return own if on_cuda else own | sglang_cpu.environment(config.tensor)
 
 
-def check_installed(*, on_cuda: bool) -> None:
-    """SGLang and the client that asks it are there.
+def check_can_serve(config: SglangConfig, *, on_cuda: bool) -> None:
+    """SGLang and the client that asks it are there, and do what is asked on this machine.
 
     Raises:
-        EngineError: with the command that installs them.
+        EngineError: with the command that installs them, or with what to ask instead.
     """
     missing = [name for name in ("sglang", "aiohttp") if importlib.util.find_spec(name) is None]
     if missing:
@@ -78,6 +78,11 @@ def check_installed(*, on_cuda: bool) -> None:
         raise EngineError(
             f"rollout=sglang needs {' and '.join(missing)}, not installed here. Run `{how}`, or "
             "use rollout=inprocess"
+        )
+    if config.fp8 and not on_cuda and not config.urls:
+        raise EngineError(
+            "rollout.fp8 = true: on a CPU SGLang multiplies no FP8 matrices without AMX. Set it to "
+            "false, or let rollout.urls name servers on GPUs"
         )
 
 

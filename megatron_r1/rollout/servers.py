@@ -26,7 +26,7 @@ from megatron_r1.rollout.server_api import (
     samples_at_once,
 )
 from megatron_r1.rollout.server_args import (
-    check_installed,
+    check_can_serve,
     choose_port,
     server_command,
     server_environment,
@@ -56,6 +56,8 @@ class _Local:
     index: int
     port: int
     process: ServerProcess | None = None
+    has_run: bool = False
+    """It has answered, and its port is known to those who ask it."""
     num_restarts: int = 0
     """Since the last publish."""
 
@@ -88,7 +90,7 @@ class Servers:
         self._weights: Weights | None = None
         self.num_restarts = 0
         """Of all servers, since the beginning."""
-        check_installed(on_cuda=on_cuda)
+        check_can_serve(config, on_cuda=on_cuda)
         for url in self._attached:
             check_server(url, model, config)
         num_own = 0 if self._attached else config.num_servers
@@ -153,6 +155,12 @@ class Servers:
         resume_servers(urls)
         self._are_paused = False
 
+    def release(self) -> None:
+        """End the servers that were started here, for the sake of their memory. The next `bring_up`
+        starts them."""
+        self._keeper.submit(self._stop).result()
+        self._look = None
+
     def close(self) -> None:
         """End the servers that were started here, and the start of any that is under way."""
         self._closing.set()
@@ -160,13 +168,12 @@ class Servers:
         self._keeper.shutdown()
 
     def _bring_up(self, weights: Weights, at_fault: Sequence[str]) -> list[str]:
-        first = self._weights is None
         self._weights = weights
         if not self._are_paused:  # else it is one more attempt at the same publish
             for server in self._locals:
                 server.num_restarts = 0
         lost = [s for s in self._locals if self._url(s) in at_fault or not self._answers(s)]
-        self._start(lost, again=not first)
+        self._start(lost)
         return [self._url(server) for server in lost]
 
     def _restart_lost(self) -> None:
@@ -176,7 +183,7 @@ class Servers:
         if not lost and time.monotonic() - self._asked_s > self._config.health_every_s:
             lost = [server for server in self._locals if not self._answers(server)]
             self._asked_s = time.monotonic()
-        self._start(lost, again=True)
+        self._start(lost)
 
     def _answers(self, server: _Local) -> bool:
         if server.process is None or server.process.exit_code is not None:
@@ -190,12 +197,13 @@ class Servers:
         # Paused meanwhile, it samples nothing for anyone.
         return self._are_paused and obeys(url, timeout_s=timeout_s)
 
-    def _start(self, servers: Sequence[_Local], *, again: bool) -> None:
+    def _start(self, servers: Sequence[_Local]) -> None:
         """Start these side by side, and return when all of them answer."""
         if not servers:
             return
+        again = any(server.has_run for server in servers)
         for server in servers:
-            if again:
+            if server.process is not None:
                 self._count_restart(server)
             self._launch(server)
         self._asked_s = time.monotonic()
@@ -205,7 +213,7 @@ class Servers:
         ) as progress:
             for done, server in enumerate(servers):
                 progress.update(done, f"log in {self._log(server)}")
-                self._wait(server, progress, done, port_is_known=again)
+                self._wait(server, progress, done)
             progress.update(len(servers))
 
     def _count_restart(self, server: _Local) -> None:
@@ -233,28 +241,39 @@ class Servers:
         environment = server_environment(self._config, on_cuda=self._on_cuda)
         server.process = ServerProcess(command, environment=environment, log=self._log(server))
 
-    def _wait(self, server: _Local, progress: Progress, done: int, *, port_is_known: bool) -> None:
-        """Return when the server answers and has turned out to be what was started. Where its port
-        was taken meanwhile it gets another, unless that is known to those who ask it."""
-        started_s, ports_left = time.monotonic(), _PORT_TRIES
-        while not is_healthy(self._url(server), timeout_s=_ANSWER_S):
-            progress.update(done)
-            waited_s = time.monotonic() - started_s
-            if self._closing.is_set():
-                raise EngineError("the run ended while a rollout server was started")
-            if server.process.exit_code is not None:
-                words = server.process.output()
-                may_move = not (self._config.port or port_is_known) and ports_left
-                if may_move and _port_was_lost(words):
-                    ports_left -= 1
-                    server.port = choose_port(self._config, server.index)
-                    self._launch(server)
-                    continue
+    def _wait(self, server: _Local, progress: Progress, done: int) -> None:
+        """Return when the server answers and has turned out to be what was started.
+
+        One that ends before is launched again, and that counts as a restart; but one that ends of
+        itself, and has never run, would do so again. Where its port was taken meanwhile it gets
+        another, unless that is asked for or known.
+        """
+        ports_left = 0 if self._config.port or server.has_run else _PORT_TRIES
+        while not self._comes_up(server, progress, done):
+            words = server.process.output()
+            if ports_left and _port_was_lost(words):
+                ports_left -= 1
+                server.port = choose_port(self._config, server.index)
+            elif server.has_run or server.process.exit_code < 0:
+                self._count_restart(server)
+            else:
                 raise EngineError(
                     f"rollout server {server.index} ended while it started. The end of "
                     f"{self._log(server)}:\n{_last_lines(words)}"
                 )
-            if waited_s > self._config.start_timeout_s:
+            self._launch(server)
+        server.has_run = True
+
+    def _comes_up(self, server: _Local, progress: Progress, done: int) -> bool:
+        """Wait until the server answers as it should. False where it ends before."""
+        started_s = time.monotonic()
+        while not is_healthy(self._url(server), timeout_s=_ANSWER_S):
+            progress.update(done)
+            if self._closing.is_set():
+                raise EngineError("the run ended while a rollout server was started")
+            if server.process.exit_code is not None:
+                return False
+            if time.monotonic() - started_s > self._config.start_timeout_s:
                 server.process.kill()
                 raise EngineError(
                     f"rollout server {server.index} did not answer within rollout.start_timeout_s ="
@@ -267,7 +286,13 @@ class Servers:
                 f"rollout server {server.index} runs without the plugin that SGLang needs on a CPU:"
                 f" {self._log(server)} does not say that it is in place"
             )
-        check_server(self._url(server), self._model, self._config, label=self._weights.label)
+        try:
+            check_server(self._url(server), self._model, self._config, label=self._weights.label)
+        except EngineError:
+            if server.process.exit_code is None:
+                raise
+            return False
+        return True
 
     def _stop(self) -> None:
         running = [server.process for server in self._locals if server.process is not None]
@@ -276,6 +301,8 @@ class Servers:
             stop.start()
         for stop in stops:
             stop.join()
+        for server in self._locals:
+            server.process, server.has_run = None, False
 
     def _url(self, server: _Local) -> str:
         return f"http://{self._config.host}:{server.port}"

@@ -43,6 +43,21 @@ class NodeReport:
     """Its servers are gone, as they were asked to be."""
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What the trainer asks every serving node for."""
+
+    weights: Weights
+    attempt: int
+    """Differs where the same weights are wanted again; see `Servers.bring_up`."""
+    at_fault: tuple[str, ...]
+    """URLs of servers that are started anew whatever they answer."""
+
+    @property
+    def name(self) -> tuple[str, int]:
+        return self.weights.label, self.attempt
+
+
 class ServingBoard:
     """One start of one job; the next start has another directory."""
 
@@ -50,7 +65,7 @@ class ServingBoard:
         self.directory = directory
 
     def want(self, weights: Weights, *, attempt: int = 0, at_fault: Sequence[str] = ()) -> None:
-        """`attempt` differs where the same weights are wanted again; see `Servers.bring_up`."""
+        """See `Wanted`."""
         write_json(
             self.directory / "wanted.json",
             {
@@ -61,14 +76,12 @@ class ServingBoard:
             },
         )
 
-    def wanted(self) -> Weights | None:
+    def wanted(self) -> Wanted | None:
         found = _read(self.directory / "wanted.json")
-        return found and Weights(Path(found["directory"]), found["label"])
-
-    def wanted_again(self) -> tuple[int, list[str]]:
-        """Number of the attempt at these weights, and URLs of the servers that are at fault."""
-        found = _read(self.directory / "wanted.json") or {}
-        return found.get("attempt", 0), found.get("at_fault", [])
+        if found is None:
+            return None
+        weights = Weights(Path(found["directory"]), found["label"])
+        return Wanted(weights, found["attempt"], tuple(found["at_fault"]))
 
     def hold(self, paused: bool) -> None:
         """Say that servers are paused, or no longer: they answer to orders alone."""

@@ -24,7 +24,7 @@ from megatron_r1.parallel.layout import Layout
 from megatron_r1.rollout.engine import OnProgress, SamplingParams, check_context
 from megatron_r1.rollout.request_pool import Outcome, RequestPool
 from megatron_r1.rollout.responses import ResponseRequest, read_response, request_body
-from megatron_r1.rollout.servers import Servers
+from megatron_r1.rollout.server_set import ServerSet
 from megatron_r1.types import Prompt, Rollout, RolloutGroup
 from megatron_r1.weights.publish import Publisher
 
@@ -42,7 +42,7 @@ class SglangEngine:
         layout: Layout,
         tokenizer: Tokenizer,
         publisher: Publisher,
-        servers: Servers | None,
+        servers: ServerSet | None,
     ) -> None:
         """`servers` are the main rank's; None on the others."""
         self._config = config

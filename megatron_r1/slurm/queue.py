@@ -22,6 +22,7 @@ _OVER = {
     "TIMEOUT",
 }
 UNKNOWN = "UNKNOWN"
+_IN_DOUBT = {UNKNOWN, "PREEMPTED"}
 
 
 def job_state(job: str) -> str:
@@ -38,7 +39,7 @@ def job_state(job: str) -> str:
 
 
 def is_over(state: str) -> bool:
-    """PREEMPTED is not: Slurm starts such a job again."""
+    """PREEMPTED is not: Slurm starts such a job again, where its partition does not cancel it."""
     return state in _OVER
 
 
@@ -51,7 +52,8 @@ def wait(
 ) -> list[str]:
     """Poll until every job is over. Returns their last states.
 
-    A job that nobody knows for `patience_s` is UNKNOWN for good.
+    A job that nobody knows for `patience_s` is UNKNOWN for good; one that stays PREEMPTED for so
+    long was cancelled.
     """
     states = [UNKNOWN] * len(jobs)
     heard_s = time.monotonic()
@@ -61,10 +63,10 @@ def wait(
             for state, job in zip(states, jobs, strict=True)
         ]
         on_poll()
-        if UNKNOWN not in states:
+        if not _IN_DOUBT.intersection(states):
             heard_s = time.monotonic()
         is_given_up = time.monotonic() - heard_s > patience_s
-        if all(is_over(state) or (is_given_up and state == UNKNOWN) for state in states):
+        if all(is_over(state) or (is_given_up and state in _IN_DOUBT) for state in states):
             return states
         time.sleep(every_s)
 

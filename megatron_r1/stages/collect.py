@@ -73,8 +73,6 @@ def sample_parts(
     tokenizer = session.tokenizer_of(source)
     policy = session.policy(tokenizer)
     session.load(policy, source)
-    engine = session.engine(policy, tokenizer)
-    engine.publish(0)
     params = SamplingParams(
         num_samples=collect.samples_per_prompt,
         max_response_tokens=session.config.rollout.max_response_tokens,
@@ -87,6 +85,7 @@ def sample_parts(
     total = sum(len(layout.own_share(parts[number])) for number in missing) * params.num_samples
     before = 0
     with (
+        session.collecting(policy, tokenizer) as engine,
         session.scorer(filter_rules(session, collect)) as scorer,
         Progress(
             total,
@@ -96,6 +95,7 @@ def sample_parts(
             enabled=layout.is_main and telemetry.progress,
         ) as progress,
     ):
+        engine.publish(0)
         for number in missing:
             stop_between_parts(session)
             own = layout.own_share(parts[number])
@@ -115,6 +115,7 @@ def sample_parts(
                     pass
             before += len(own) * params.num_samples
             shares = all_gather_objects(broadcast_object(records, layout.replica), layout.dp_cp)
+            stop_if_terminated(session)
             found = sorted(
                 (record for share in shares for record in share),
                 key=lambda record: (record["draw"], record["sample"]),
@@ -133,6 +134,17 @@ def stop_between_parts(session: Session) -> None:
     number = session.job.signal_to_stop()
     if number:
         raise StoppedEarly(f"{signal.Signals(number).name} between two parts of samples")
+
+
+def stop_if_terminated(session: Session) -> None:
+    """Leave before a part is written, where SIGTERM came: Slurm sends it to every process of a job,
+    and a program that it ends would be scored as a wrong answer.
+
+    Raises:
+        StoppedEarly: on every rank.
+    """
+    if session.job.signal_to_stop() == signal.SIGTERM:
+        raise StoppedEarly("SIGTERM in a part of samples, which is sampled again")
 
 
 def while_main_works(session: Session, action: Callable[[Event], T]) -> T:

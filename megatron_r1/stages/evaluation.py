@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from megatron_r1.checkpoint.hf_coverage import is_hf_directory, read_hf_config
@@ -24,14 +25,15 @@ from megatron_r1.evaluation.benchmarks.registry import Benchmark, read_benchmark
 from megatron_r1.evaluation.judging import judge_responses
 from megatron_r1.evaluation.plot import draw_results
 from megatron_r1.evaluation.results import judged_result, results_table, ruled_result
-from megatron_r1.evaluation.runner import sample_outcomes
 from megatron_r1.models.policy import Policy
 from megatron_r1.parallel.exchange import on_every_rank, on_main_rank
 from megatron_r1.rewards.judge import Judge
 from megatron_r1.rollout.engine import SamplingParams
+from megatron_r1.stages.collect import while_main_works
+from megatron_r1.stages.eval_parts import forget_parts, sample_in_parts
 from megatron_r1.stages.session import Session
+from megatron_r1.stages.sft_set import with_cache
 from megatron_r1.telemetry.files import replace_file
-from megatron_r1.telemetry.progress import Progress
 from megatron_r1.types import Prompt
 
 
@@ -153,34 +155,24 @@ def _run_suite(
         top_k=0,
         seed=config.evaluation.seed,
     )
-    engine = session.engine(policy, tokenizer)
-    engine.publish(0)
-    with (
-        session.scorer(rules) as scorer,
-        Progress(
-            len(session.layout.own_share(prompts)) * suite.samples,
-            "responses",
-            f"evaluating {name}",
-            every_s=config.telemetry.progress_every_s,
-            enabled=session.layout.is_main and config.telemetry.progress,
-        ) as progress,
-    ):
-        outcomes = sample_outcomes(
-            engine,
-            scorer,
-            prompts,
-            params,
-            session.layout,
-            weight_version=0,
-            with_consensus=suite.consensus,
-            measures=config.evaluation.measures,
-            on_progress=lambda finished, tokens: progress.update(finished, tokens=tokens),
-        )
+    outcomes = sample_in_parts(
+        session,
+        policy,
+        tokenizer,
+        prompts,
+        params,
+        rules,
+        path,
+        question,
+        with_consensus=suite.consensus,
+        measures=config.evaluation.measures,
+    )
 
-    def conclude() -> dict[str, Any]:
+    def conclude(given_up: Event) -> dict[str, Any]:
         settings = {"confidence": config.evaluation.confidence, "skipped": benchmark.skipped}
         if is_judged:
-            judge = Judge(config.evaluation.judge)
+            endpoint = with_cache(config.evaluation.judge, path.with_name("judge.jsonl"))
+            judge = Judge(endpoint, given_up)
             texts = [outcome.texts for outcome in outcomes]
             verdicts = judge_responses(benchmark.problems, texts, judge)
             result = judged_result(outcomes, verdicts, **settings)
@@ -189,9 +181,10 @@ def _run_suite(
             result = ruled_result(outcomes, suite, **settings)
         found = {**result.to_json(), "question": question}
         _write(path, json.dumps(found, indent=1) + "\n")
+        forget_parts(path)
         return found
 
-    return on_main_rank(conclude)
+    return while_main_works(session, conclude)
 
 
 def _question(

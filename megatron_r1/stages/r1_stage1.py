@@ -15,28 +15,12 @@ from typing import Any
 from megatron_r1.config.sft import R1Stage1Config
 from megatron_r1.data.rejection import Selection, select
 from megatron_r1.data.samples import read_samples
-from megatron_r1.parallel.exchange import on_main_rank
 from megatron_r1.rewards.scorer import RewardScorer
 from megatron_r1.rewards.teacher import Teacher
-from megatron_r1.stages.collect import (
-    filter_rules,
-    first_prompts,
-    read_parts,
-    sample_parts,
-    score_texts,
-    while_main_works,
-)
+from megatron_r1.stages.collect import filter_rules, read_parts, score_texts
+from megatron_r1.stages.collect_and_tune import collect_and_tune
 from megatron_r1.stages.session import Session
-from megatron_r1.stages.sft import fine_tune
-from megatron_r1.stages.sft_set import (
-    HELDOUT,
-    MANIFEST,
-    TRAIN,
-    example_of,
-    version_of,
-    with_cache,
-    write_set,
-)
+from megatron_r1.stages.sft_set import example_of, version_of, with_cache, write_set
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.types import Prompt
 
@@ -47,19 +31,7 @@ def run_r1_stage1(
     session: Session, stage: R1Stage1Config, run_dir: Path, init_from: Path | None
 ) -> MegatronStep:
     """Collect, then train, or go on with either, in `run_dir`. Returns the model as it ended."""
-    data = run_dir / "data"
-    if not on_main_rank(lambda: (data / MANIFEST).is_file()):
-        prompts = first_prompts(session, stage.collect, Path(stage.collect.source))
-        parts = sample_parts(session, stage.collect, prompts, data / "samples")
-        table = while_main_works(
-            session,
-            lambda given_up: write_cold_start(session, stage, prompts, parts, data, given_up),
-        )
-        session.say(table)
-    heldout = on_main_rank(lambda: (data / HELDOUT).stat().st_size > 0)
-    return fine_tune(
-        session, stage, run_dir, init_from, data / TRAIN, data / HELDOUT if heldout else None
-    )
+    return collect_and_tune(session, stage, run_dir, init_from, write_cold_start)
 
 
 def write_cold_start(

@@ -17,23 +17,14 @@ from megatron_r1.config.sft import R1Stage3Config
 from megatron_r1.data.rejection import select, trim_to_ratio
 from megatron_r1.data.samples import read_samples
 from megatron_r1.data.templates import THINK
-from megatron_r1.parallel.exchange import on_main_rank
 from megatron_r1.rewards.judge import Judge, Kind
 from megatron_r1.rewards.language import words_of
 from megatron_r1.rewards.reasoning import final_part_of
-from megatron_r1.rewards.teacher import Teacher, ask_all, check_answered
-from megatron_r1.stages.collect import first_prompts, read_parts, sample_parts, while_main_works
+from megatron_r1.rewards.teacher import Teacher, check_answered
+from megatron_r1.stages.collect import read_parts
+from megatron_r1.stages.collect_and_tune import collect_and_tune
 from megatron_r1.stages.session import Session
-from megatron_r1.stages.sft import fine_tune
-from megatron_r1.stages.sft_set import (
-    HELDOUT,
-    MANIFEST,
-    TRAIN,
-    example_of,
-    version_of,
-    with_cache,
-    write_set,
-)
+from megatron_r1.stages.sft_set import example_of, version_of, with_cache, write_set
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.types import Prompt
 
@@ -42,19 +33,7 @@ def run_r1_stage3(
     session: Session, stage: R1Stage3Config, run_dir: Path, init_from: Path | None
 ) -> MegatronStep:
     """Sample, then train, or go on with either, in `run_dir`. Returns the model as it ended."""
-    data = run_dir / "data"
-    if not on_main_rank(lambda: (data / MANIFEST).is_file()):
-        prompts = first_prompts(session, stage.collect, Path(stage.collect.source))
-        parts = sample_parts(session, stage.collect, prompts, data / "samples")
-        table = while_main_works(
-            session,
-            lambda given_up: write_sft_set(session, stage, prompts, parts, data, given_up),
-        )
-        session.say(table)
-    heldout = on_main_rank(lambda: (data / HELDOUT).stat().st_size > 0)
-    return fine_tune(
-        session, stage, run_dir, init_from, data / TRAIN, data / HELDOUT if heldout else None
-    )
+    return collect_and_tune(session, stage, run_dir, init_from, write_sft_set)
 
 
 def write_sft_set(
@@ -111,13 +90,7 @@ def with_verdicts(
         sample, prompt = samples[index], by_draw[samples[index]["draw"]]
         answer = final_part_of(sample["response"])
         cases.append((prompt.question, prompt.answer, answer, sample["sample"]))
-    judge = Judge(endpoint)
-    judgements = ask_all(
-        lambda case: judge.is_correct(*case[:3], sample=case[3]),
-        cases,
-        endpoint.max_parallel,
-        given_up,
-    )
+    judgements = Judge(endpoint, given_up).map_correct(cases)
     check_answered(judgements, who=f"the judge at {endpoint.base_url}", group="judge")
     judged = list(samples)
     for index, found in zip(asked, judgements, strict=True):

@@ -20,11 +20,13 @@ from megatron_r1.parallel.layout import Axis
 from megatron_r1.platform.host import Host
 from megatron_r1.platform.node_check import host_name
 from megatron_r1.rollout.remote_servers import RemoteServers
+from megatron_r1.rollout.server_set import ServerSet
 from megatron_r1.rollout.servers import Servers
 from megatron_r1.rollout.serving_board import BOARD, ENGINE, ServingBoard
 from megatron_r1.telemetry.restarts import name_of_start
 from megatron_r1.weights.bucket_transport import BucketTransport
 from megatron_r1.weights.directory_transport import DirectoryTransport
+from megatron_r1.weights.engine_layout import EngineLayout
 from megatron_r1.weights.transport import WeightTransport
 
 _LOCAL_HOSTS = {"127.0.0.1", "localhost", "::1"}
@@ -35,7 +37,11 @@ def weight_transport(
 ) -> WeightTransport:
     """What `rollout.weights_by` names. Every rank of the job calls it."""
     files = DirectoryTransport(
-        policy, tokenizer, run_dir / ENGINE / "weights", timeout_s=config.publish_timeout_s
+        policy,
+        tokenizer,
+        run_dir / ENGINE / "weights",
+        timeout_s=config.publish_timeout_s,
+        fp8=config.fp8,
     )
     if config.weights_by is WeightsBy.directory:
         return files
@@ -51,6 +57,7 @@ def weight_transport(
         timeout_s=config.publish_timeout_s,
         silence_s=config.health_timeout_s,
         start_files_every=config.start_files_every,
+        engine=EngineLayout(fp8=config.fp8),
         bucket_bytes=config.bucket_bytes,
     )
 
@@ -72,12 +79,12 @@ def check_one_machine(hosts: Sequence[str], config: SglangConfig) -> None:
 
 
 @contextmanager
-def rollout_servers(config: RunConfig, host: Host) -> Iterator[Servers | RemoteServers | None]:
+def rollout_servers(config: RunConfig, host: Host) -> Iterator[ServerSet | None]:
     """Servers on the main rank, where the configuration wants any; they end with the block."""
     if not isinstance(config.rollout, SglangConfig):
         yield None
         return
-    opened: list[Servers | RemoteServers] = []
+    opened: list[ServerSet] = []
 
     def open_them() -> None:
         engine_dir, cluster = config.run.dir / ENGINE, config.cluster

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from megatron_r1.checkpoint.hf_coverage import is_hf_directory
 from megatron_r1.checkpoint.hf_load import load_hf_weights
 from megatron_r1.checkpoint.record import (
     TOKENIZER,
+    longer_than_made_for,
     resolve_checkpoint,
 )
 from megatron_r1.checkpoint.store import CheckpointStore, LoopState, load_weights
@@ -33,8 +34,7 @@ from megatron_r1.platform.node_check import check_nodes, host_name
 from megatron_r1.rewards.scorer import RewardScorer
 from megatron_r1.rollout.engine import RolloutEngine
 from megatron_r1.rollout.inprocess import InProcessEngine
-from megatron_r1.rollout.remote_servers import RemoteServers
-from megatron_r1.rollout.servers import Servers
+from megatron_r1.rollout.server_set import ServerSet
 from megatron_r1.rollout.sglang import SglangEngine
 from megatron_r1.signals import terminate_later
 from megatron_r1.stages.rollout_engine import rollout_servers, weight_transport
@@ -58,7 +58,7 @@ class Session:
     layout: Layout
     run_dir: Path
     job: Job
-    servers: Servers | RemoteServers | None = None
+    servers: ServerSet | None = None
     """On the main rank, where rollouts come from servers; none is started before it is needed."""
     opened: ExitStack = field(default_factory=ExitStack)
     """What is closed at the end of the session, before the servers end."""
@@ -98,6 +98,14 @@ class Session:
         )
         self.opened.callback(engine.close)
         return engine
+
+    @contextmanager
+    def collecting(self, policy: Policy, tokenizer: Tokenizer) -> Iterator[RolloutEngine]:
+        """An engine whose servers end with the block: what follows it trains, without rollouts."""
+        with ExitStack() as opened:
+            yield replace(self, opened=opened).engine(policy, tokenizer)
+        if self.servers is not None:
+            self.servers.release()
 
     def store(self, run_dir: Path, stage: StageConfig, tokenizer: Tokenizer) -> CheckpointStore:
         return CheckpointStore(
@@ -164,9 +172,12 @@ class Session:
     def load(self, policy: Policy, model_dir: Path) -> None:
         """Put a model's weights into a policy of its shape."""
         if is_hf_directory(model_dir):
-            on_every_rank(lambda: load_hf_weights(policy, model_dir))
+            made_for = on_every_rank(lambda: load_hf_weights(policy, model_dir))
         else:
-            load_weights(policy, resolve_checkpoint(model_dir))
+            made_for = load_weights(policy, resolve_checkpoint(model_dir))
+        note = longer_than_made_for(model_dir, made_for, policy.config)
+        if note is not None:
+            self.say(note)
 
     def begin(
         self,

@@ -63,15 +63,26 @@ def plan_steps(config: RunConfig, world_size: int) -> list[Step]:
     for name in stage.columns.values():
         wanted.setdefault(name, []).append(MODEL)
     steps: list[Step] = []
-    for name in [*stage.given, *stage.steps]:
-        if name in stage.steps:
-            steps.append(_planned(config, name, stage.steps[name], steps, wanted[name], world_size))
-        if name in stage.columns.values():
-            overrides = ["stage=evaluation", *stage.evaluation]
+    files_of = {source.partition(":")[0] for source in stage.evaluation_inputs.values()}
+    unmeasured = [name for name in stage.given if name in stage.columns.values()]
+
+    def measure() -> None:
+        overrides = ["stage=evaluation", *stage.evaluation]
+        for name in unmeasured:
             evaluation = PipelineStepConfig(
                 overrides=overrides, inputs={**stage.evaluation_inputs, "model.init_from": name}
             )
             steps.append(_planned(config, EVALUATE + name, evaluation, steps, [], world_size))
+        unmeasured.clear()
+
+    for name, settings in stage.steps.items():
+        steps.append(_planned(config, name, settings, steps, wanted[name], world_size))
+        if name in stage.columns.values():
+            unmeasured.append(name)
+        # A model may be there before the files that it is measured on.
+        if files_of <= {*stage.given, *(step.name for step in steps)}:
+            measure()
+    measure()
     return steps
 
 

@@ -11,14 +11,15 @@ from typing import Any
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.config.stage import TinyR1ZeroConfig
 from megatron_r1.data.prompts import open_prompts
-from megatron_r1.evaluation.runner import evaluate
+from megatron_r1.evaluation.runner import summarise
 from megatron_r1.parallel.exchange import on_main_rank
+from megatron_r1.rollout.engine import SamplingParams
+from megatron_r1.stages.eval_parts import forget_parts, sample_in_parts
 from megatron_r1.stages.r1_zero import run_r1_zero
 from megatron_r1.stages.session import Session
 from megatron_r1.stages.tiny_base import run_tiny_base
 from megatron_r1.telemetry.files import write_json
 from megatron_r1.telemetry.metrics import METRICS_FILE, read_metrics
-from megatron_r1.telemetry.progress import Progress
 from megatron_r1.telemetry.table import render_table
 from megatron_r1.trainers.megatron_step import MegatronStep
 
@@ -71,36 +72,38 @@ def evaluate_once(
     tokenizer = session.tokenizer(model_dir)
     prompts = open_prompts(config.data, tokenizer, seed=config.run.seed)
     questions = prompts.heldout_prompts(stage.evaluation.num_problems)
-    total = len(session.layout.own_share(questions)) * stage.evaluation.samples_per_problem
-    engine = session.engine(trained.policy, tokenizer)
-    engine.publish(step)
     rules = RewardConfig(
         weights={"accuracy": 1.0, "format": 1.0},
         num_workers=config.reward.num_workers,
         timeout_s=config.reward.timeout_s,
     )
-    with (
-        session.scorer(rules) as scorer,
-        Progress(
-            total,
-            "responses",
-            f"evaluating {name}",
-            every_s=config.telemetry.progress_every_s,
-            enabled=session.layout.is_main and config.telemetry.progress,
-        ) as progress,
-    ):
-        result = evaluate(
-            engine,
-            scorer,
-            questions,
-            stage.evaluation,
-            session.layout,
-            max_response_tokens=config.rollout.max_response_tokens,
-            weight_version=step,
-            on_progress=lambda finished, tokens: progress.update(finished, tokens=tokens),
-        ).to_json()
+    params = SamplingParams(
+        num_samples=stage.evaluation.samples_per_problem,
+        max_response_tokens=config.rollout.max_response_tokens,
+        temperature=stage.evaluation.temperature,
+        top_p=stage.evaluation.top_p,
+        top_k=0,
+        seed=stage.evaluation.seed,
+    )
+    outcomes = sample_in_parts(
+        session,
+        trained.policy,
+        tokenizer,
+        questions,
+        params,
+        rules,
+        path,
+        question,
+        weight_version=step,
+    )
+    result = summarise(outcomes).to_json()
     result = {**result, **question, "seconds": time.monotonic() - started_s}
-    on_main_rank(lambda: write_json(path, result))
+
+    def conclude() -> None:
+        write_json(path, result)
+        forget_parts(path)
+
+    on_main_rank(conclude)
     return result
 
 

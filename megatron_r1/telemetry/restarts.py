@@ -11,7 +11,7 @@ from pathlib import Path
 from megatron_r1.errors import NoProgressError
 
 RESTARTS_FILE = "restarts.jsonl"
-_FILES = {"data": "**/data/**/*.jsonl", "results": "**/eval/**/*.json"}
+_FILES = {"data": "**/data/**/*.jsonl", "results": "**/eval/**/*.json*"}
 
 
 def check_progress(run_dir: Path, env: Mapping[str, str], *, allowed: int) -> None:

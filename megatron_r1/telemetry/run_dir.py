@@ -27,6 +27,8 @@ from megatron_r1.telemetry.files import replace_file
 _LOCK = ".lock"
 _REPLACED = ".replaced"
 """Where `run.overwrite` puts what there was, until the new run has made something."""
+_REPLACED_FOR = ".replaced_for"
+"""Names the Slurm job that `run.overwrite` was done for: its further starts go on."""
 _BEGINS = ("**/metrics.jsonl", "**/data/samples/part_*.jsonl")
 """What a run writes that one under another configuration would mix its own with."""
 _RESULTS = ("**/eval/**/*.json", "**/corpus.jsonl")
@@ -49,6 +51,7 @@ HOW_NOT_WHAT = (
     "run.overwrite",
     "reward.num_workers",
     "rollout.max_batch",
+    ".problems_per_part",
     *(f"{who}.{name}" for who in ("judge", "teacher") for name in _ASKING),
     *(f"rollout.{name}" for name in ("urls", "router_url", "host", "port", "num_servers")),
     *(f"rollout.{name}" for name in ("tensor", "expert", "attention_data", "max_restarts")),
@@ -77,7 +80,7 @@ class RunDir:
         except OSError as error:
             raise RunDirError(f"the run directory {self.path} cannot be made: {error}") from error
         self._take_lock()
-        if config.run.overwrite:
+        if config.run.overwrite and not self._is_started_again():
             self._set_aside()
         self._check_same_run(config)
         self._write(config)
@@ -96,6 +99,7 @@ class RunDir:
                 for entry in replaced.iterdir():
                     entry.rename(self.path / entry.name)
                 replaced.rmdir()
+                (self.path / _REPLACED_FOR).unlink(missing_ok=True)
         self._lock.close()
 
     def __enter__(self) -> Self:
@@ -163,15 +167,24 @@ class RunDir:
         replaced = self.path / _REPLACED
         if replaced.is_dir() and not self._holds(*_BEGINS, *_RESULTS):
             self._delete_entries()
-            return
-        shutil.rmtree(replaced, ignore_errors=True)
-        replaced.mkdir()
-        for entry in entries:
-            entry.rename(replaced / entry.name)
+        else:
+            shutil.rmtree(replaced, ignore_errors=True)
+            replaced.mkdir()
+            for entry in entries:
+                entry.rename(replaced / entry.name)
+        if "SLURM_JOB_ID" in os.environ:
+            (self.path / _REPLACED_FOR).write_text(os.environ["SLURM_JOB_ID"])
+
+    def _is_started_again(self) -> bool:
+        """Whether Slurm started the job again, after a start of it has made room."""
+        job, done_for = os.environ.get("SLURM_JOB_ID"), self.path / _REPLACED_FOR
+        is_restart = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+        return is_restart and done_for.is_file() and done_for.read_text() == job
 
     def _entries(self) -> list[Path]:
         """What the run holds, without what this class keeps in its directory."""
-        return [entry for entry in self.path.iterdir() if entry.name not in (_LOCK, _REPLACED)]
+        own = (_LOCK, _REPLACED, _REPLACED_FOR)
+        return [entry for entry in self.path.iterdir() if entry.name not in own]
 
     def _delete_entries(self) -> None:
         for entry in self._entries():

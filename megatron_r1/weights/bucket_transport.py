@@ -101,6 +101,16 @@ class BucketTransport:
             self._start_from = self._files.prepare(label)
         return self._start_from
 
+    def join(self, urls: Sequence[str]) -> None:
+        """Have a group for each sender, of the engines as they run now."""
+        if not urls:
+            return
+        try:
+            self._join(urls, next(self._numbers))
+        except SendError:
+            self._leave(broken=True)
+            raise
+
     def send(self, label: str, urls: Sequence[str]) -> Mapping[str, float]:
         """Put the weights into the engines.
 
@@ -115,8 +125,6 @@ class BucketTransport:
         deadline_s = time.monotonic() + self._timeout_s
         times_s = {"publish/plan_s": self._plan_s}
         try:
-            with _timed(times_s, "publish/join_s"):
-                self._join(urls, number)
             with _timed(times_s, "publish/begin_s"):
                 self._alike(lambda: self._on_engines(_begin), only=0)
             with _timed(times_s, "publish/stream_s"):
@@ -141,7 +149,6 @@ class BucketTransport:
         self._leave(broken=False)
 
     def _join(self, urls: Sequence[str], number: int) -> None:
-        """Have a group for each sender, of the engines as they run now."""
         ask = partial(find_engine, timeout_s=min(_ANSWER_S, self._silence_s))
         engines, *_ = self._alike(lambda: [ask(url) for url in urls], only=0)
         if engines == self._engines:

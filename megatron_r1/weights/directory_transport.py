@@ -13,6 +13,7 @@ from pathlib import Path
 
 from megatron.core import dist_checkpointing
 
+from megatron_r1.checkpoint.conversion import WeightDtype
 from megatron_r1.checkpoint.hf_export import export_hf
 from megatron_r1.checkpoint.record import POLICY, TOKENIZER, write_record
 from megatron_r1.checkpoint.safetensors_dir import read_json
@@ -28,9 +29,20 @@ class DirectoryTransport:
     """A `WeightTransport` by files."""
 
     def __init__(
-        self, policy: Policy, tokenizer: Tokenizer, directory: Path, *, timeout_s: float
+        self,
+        policy: Policy,
+        tokenizer: Tokenizer,
+        directory: Path,
+        *,
+        timeout_s: float,
+        fp8: bool = False,
     ) -> None:
-        """`directory` is emptied; it has to be the same for all ranks and servers."""
+        """`directory` is emptied; it has to be the same for all ranks and servers.
+
+        Args:
+            fp8: matrices in E4M3 with their scales, the rest in bfloat16.
+        """
+        self._dtype = WeightDtype.fp8 if fp8 else WeightDtype.keep
         self._policy = policy
         self._tokenizer = tokenizer
         self._directory = directory.resolve()
@@ -53,7 +65,7 @@ class DirectoryTransport:
 
         def finish() -> None:
             write_record(shards, self._policy.config, loop={}, layout="")
-            export_hf(shards, final, show_progress=False)
+            export_hf(shards, final, dtype=self._dtype, show_progress=False)
             self._set_stop_token(final / "config.json")
             shutil.rmtree(shards)
 
@@ -63,6 +75,9 @@ class DirectoryTransport:
         on_main_rank(finish)
         self._newest = final
         return Weights(final, label)
+
+    def join(self, urls: Sequence[str]) -> None:
+        """A file system is all that it needs."""
 
     def send(self, label: str, urls: Sequence[str]) -> Mapping[str, float]:
         request = {"model_path": str(self._newest), "weight_version": label}

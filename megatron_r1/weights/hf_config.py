@@ -184,12 +184,11 @@ def model_config_from_hf(config_json: Json, where: str, *, name: str | None = No
         dense_layers = config_json.get("mlp_only_layers") or []
         fields["num_dense_layers"] = len(dense_layers)
         _check(where, "mlp_only_layers", dense_layers, list(range(len(dense_layers))))
-    return family.schema(
-        name=name or family.model_type,
-        rope=_rope_config(config_json, where),
-        **fields,
-        **family.switches,
-    )
+    rope = _rope_config(config_json, where)
+    try:
+        return family.schema(name=name or family.model_type, rope=rope, **fields, **family.switches)
+    except ConfigError as error:  # in our names of the settings, without the file
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _check_types(where: str, family: _Family, stated: Json) -> None:

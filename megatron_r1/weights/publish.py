@@ -16,7 +16,8 @@ from megatron_r1.config.rollout import SglangConfig
 from megatron_r1.errors import EngineError
 from megatron_r1.parallel.exchange import on_main_rank
 from megatron_r1.rollout.server_api import NoAnswerError, RefusedError, checksums, weight_label
-from megatron_r1.rollout.servers import Servers, Weights
+from megatron_r1.rollout.server_set import ServerSet
+from megatron_r1.rollout.servers import Weights
 from megatron_r1.weights.labels import make_label
 from megatron_r1.weights.transport import SendError, WeightTransport
 
@@ -27,7 +28,7 @@ class Publisher:
     """Publishes one policy. Every rank of the job has one, and calls it in step."""
 
     def __init__(
-        self, transport: WeightTransport, servers: Servers | None, config: SglangConfig
+        self, transport: WeightTransport, servers: ServerSet | None, config: SglangConfig
     ) -> None:
         """`servers` are the main rank's; None on the others."""
         self._transport = transport
@@ -63,8 +64,11 @@ class Publisher:
                     fresh, self.urls = self._on_servers(partial(_bring_up, weights, blamed))
                 if weights.label != label:
                     fresh = []  # what they were started from is older
+                due = [url for url in self.urls if url not in fresh]
+                with self._timed("join"):
+                    self._transport.join(due)
                 paused_s = paused_s or time.monotonic()
-                self._deliver(label, [url for url in self.urls if url not in fresh])
+                self._deliver(label, due)
                 break
             except SendError as error:
                 if attempt == _TRIES:
@@ -137,7 +141,7 @@ class Publisher:
 
 
 def _bring_up(
-    weights: Weights, at_fault: Sequence[str], servers: Servers
+    weights: Weights, at_fault: Sequence[str], servers: ServerSet
 ) -> tuple[list[str], list[str]]:
     """URLs of the servers that were started from `weights`, and of all."""
     return servers.bring_up(weights, at_fault), servers.urls

@@ -27,8 +27,16 @@ class WeightTransport(Protocol):
         """
         ...
 
+    def join(self, urls: Sequence[str]) -> None:
+        """Get connected with these servers, which still sample, where that needs doing.
+
+        Raises:
+            SendError: with none of them.
+        """
+        ...
+
     def send(self, label: str, urls: Sequence[str]) -> Mapping[str, float]:
-        """Put the weights into the servers, which are paused, under that label.
+        """Put the weights into the servers last joined, which are paused, under that label.
 
         Returns: metrics of how that went, the same on all ranks.
         Raises:

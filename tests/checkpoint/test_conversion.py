@@ -160,9 +160,12 @@ def test_fp8_and_the_prediction_layer_come_back_byte_for_byte(tmp_path):
 @pytest.mark.megatron
 @pytest.mark.parametrize("begun_from", ["hub", "megatron"])
 def test_what_training_has_left_alone_comes_back_in_fp8_byte_for_byte(
-    begun_from, one_rank, tmp_path
+    begun_from, one_rank, tmp_path, capsys
 ):
-    """One number is trained: its block gets a new scale, and every other one keeps its own."""
+    """One number is trained: its block gets a new scale, and every other one keeps its own.
+
+    In training sequences may be longer than those the source was made for; that is said.
+    """
     from megatron_r1.checkpoint.store import CheckpointStore, LoopState
     from megatron_r1.config.optimizer import OptimizerConfig
     from megatron_r1.stages.session import Session
@@ -172,12 +175,17 @@ def test_what_training_has_left_alone_comes_back_in_fp8_byte_for_byte(
     config = load_config(["model=tiny_v3", "model.num_mtp_layers=1", "model.hidden_size=192"])
     source = write_like_deepseek(tmp_path / "hub", config.model)
     import_hf(source, tmp_path / "megatron", show_progress=False)
+    assert config.model.max_positions == 512
+    config.model.max_positions = 1024
     step = MegatronStep(one_rank.policy(config), OptimizerConfig(lr=1e-3))
     session = Session(config, one_rank.host, step.policy.layout, tmp_path, Job(one_rank.host))
     stores = [CheckpointStore(tmp_path / run, keep=1, tokenizer_dir=None) for run in ("a", "b")]
     session.begin(stores[0], step, tmp_path / begun_from)
+    note = f"note: {tmp_path / begun_from} was made for sequences of 512 tokens, and "
+    assert note + "model.max_positions = 1024" in capsys.readouterr().out
     first = stores[0].save(LoopState(step=1), step.policy, step.optimizer)
     session.begin(stores[1], step, first)  # another stage
+    assert "note" not in capsys.readouterr().out
     name = "decoder.layers.1.mlp.shared_experts.linear_fc2.weight"
     with torch.no_grad():
         dict(step.policy.named_parameters())[name][130, 3] = 0.7
@@ -187,6 +195,8 @@ def test_what_training_has_left_alone_comes_back_in_fp8_byte_for_byte(
     for checkpoint, target in ((first, "untrained"), (last, "trained")):
         export_hf(checkpoint, tmp_path / target, dtype=fp8, show_progress=False)
     assert differences(source, tmp_path / "untrained") == []
+    exported = json.loads((tmp_path / "untrained/config.json").read_text())
+    assert exported["max_position_embeddings"] == 1024
     matrix = "model.layers.1.mlp.shared_experts.down_proj.weight"
     assert differences(source, tmp_path / "trained") == [matrix, matrix + "_scale_inv"]
     hubs = (SafetensorsDir(directory) for directory in (source, tmp_path / "trained"))
@@ -372,6 +382,7 @@ def test_missing_file(spoiled, tmp_path):
         ({"architectures": ["GPT2LMHeadModel"]}, "architectures = ['GPT2LMHeadModel']"),
         ({"num_hidden_layers": 5}, "missing: model.layers.4."),
         ({"kv_lora_rank": 48}, "kv_a_proj_with_mqa.weight in model-"),
+        ({"vocab_size": 0}, "config.json: model.vocab_size must be > 0, got 0"),
         ({"scoring_func": "softmax"}, "scoring_func"),
         ({"num_hidden_layers": "2"}, "num_hidden_layers = '2' is no int"),
         ({"rms_norm_eps": "1e-6"}, "rms_norm_eps = '1e-6' is no float"),
@@ -594,11 +605,16 @@ def test_a_number_that_the_new_type_cannot_hold(spoiled, tmp_path):
     assert f"{DOWN_PROJ} holds 9.994e+05, which float16 does not" in message  # as bfloat16
 
 
-def test_a_full_disk_is_what_a_chunk_says_of_it():
-    with open("/dev/full", "wb", buffering=0) as full:
-        chunks = ChunkFile("full", full)
-        with pytest.raises(OSError, match="No space left"):
-            chunks.write("key", (0,), (4096,), torch.zeros(4096))
+def test_a_full_disk_is_what_a_chunk_says_of_it(tmp_path):
+    with (
+        open("/dev/full", "wb", buffering=0) as full,
+        pytest.raises(OSError, match="No space left") as failed,
+        draft_directory(tmp_path / "out", {}),
+    ):
+        ChunkFile("full", full).write("key", (0,), (4096,), torch.zeros(4096))
+    partial = tmp_path / ".partial_out"  # to go on with
+    assert failed.value.filename == str(partial) and partial.is_dir()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("shift", [-64, 64, 0.5])

@@ -1,18 +1,15 @@
 """One rank of the tests of conversion and of checkpoints across layouts.
 
-    torchrun ... conversion_worker.py DIR
-
-goes through all models and layouts of its world size. DIR/MODEL/megatron, which was converted from
-DIR/MODEL/hub, is put into each layout and saved from there as DIR/MODEL/LAYOUT; DIR/MODEL/hub is
-read as well, and must give the same weights. Then a model trains in a layout, is saved and makes
-one more step; what was saved is loaded into the next layout, makes that step too, and so on. What
-came of these steps is in DIR/MODEL/ring.json.
+`main(DIR)` goes through all models and layouts of its world size. DIR/MODEL/megatron, which was
+converted from DIR/MODEL/hub, is put into each layout and saved from there as DIR/MODEL/LAYOUT;
+DIR/MODEL/hub is read as well, and must give the same weights. Then a model trains in a layout, is
+saved and makes one more step; what was saved is loaded into the next layout, makes that step too,
+and so on. What came of these steps is in DIR/MODEL/ring.json.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +34,29 @@ LAYOUTS: dict[tuple[str, int], list[dict[str, Any]]] = {
     (FP8, 4): [{"tensor": 2, "pipeline": 2, "expert_tensor": 2}],
     ("tiny_dense", 2): [{"tensor": 2}, {"pipeline": 2, "virtual_pipeline": 2}],
     ("tiny_dense", 4): [{"tensor": 2, "pipeline": 2}, {"pipeline": 4}],
-    ("llama3", 2): [{"tensor": 2}],
-    ("moonlight", 2): [{"expert_tensor": 2}, {"pipeline": 2, "virtual_pipeline": 2}],
-    ("qwen3", 2): [{"tensor": 2}],
-    ("qwen3_moe", 2): [{"expert": 2}, {"tensor": 2, "expert_tensor": 2}],
+    ("llama3", 2): [{"tensor": 2}, {"pipeline": 2, "virtual_pipeline": 2}],
+    ("moonlight", 2): [
+        {"expert": 2},
+        {"tensor": 2, "expert_tensor": 2},
+        {"pipeline": 2, "virtual_pipeline": 2},
+    ],
+    ("qwen3", 2): [{"tensor": 2}, {"pipeline": 2, "virtual_pipeline": 2}],
+    ("qwen3_moe", 2): [
+        {"expert": 2},
+        {"tensor": 2, "expert_tensor": 2},
+        {"pipeline": 2, "virtual_pipeline": 2},
+    ],
 }
-"""By model and world size."""
+"""By model and world size. Every family is saved under every kind of parallelism that splits
+weights; context and data parallelism repeat them."""
 VOCAB_SIZE = 509
 """What `build` makes it."""
 RINGS = ("tiny_v3", "tiny_dense")
 """Models whose training goes on in another layout."""
 
 
-def main(directory: Path) -> None:
+def main(path: str) -> None:
+    directory = Path(path)
     host = prepare()
     start_process_group(host, timeout_minutes=10)
     for (model_name, world_size), layouts in LAYOUTS.items():
@@ -137,7 +144,3 @@ def ring(host: Host, directory: Path, model_name: str, layouts: list[dict]) -> N
 
 def layout_name(parallel: dict[str, Any]) -> str:
     return "_".join(f"{name}{size}" for name, size in parallel.items())
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,9 +1,9 @@
 """One rank of the layout tests: goes through many layouts of its world size in one process.
 
-    python layout_worker.py reference DIR MODEL               1 rank: what layouts are compared with
-    torchrun ... layout_worker.py compare DIR MODEL LAYOUTS   W ranks: DIR/results_W.json
+    main("reference", DIR, MODEL)           1 rank: what layouts are compared with
+    main("compare", DIR, MODEL, LAYOUTS)    W ranks: DIR/results_W.json
 
-LAYOUTS is a JSON list of settings of `conf/parallel`, without their prefix.
+LAYOUTS is a list of settings of `conf/parallel`, without their prefix.
 
 The reference saves a checkpoint of a model that has made two steps (so that the expert bias and
 Adam's moments are not zero), then, from there, one step's loss, every gradient and the updated
@@ -20,8 +20,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,13 +35,14 @@ LR = 1e-3
 NUM_ROWS = 12
 
 
-def main(mode: str, directory: Path, model_name: str, layouts: str = "[]") -> None:
+def main(mode: str, path: str, model_name: str, layouts: Sequence[dict[str, Any]] = ()) -> None:
+    directory = Path(path)
     host = prepare()
     start_process_group(host, timeout_minutes=5)
     if mode == "reference":
         make_reference(host, directory, model_name)
     else:
-        compare_layouts(host, directory, model_name, json.loads(layouts))
+        compare_layouts(host, directory, model_name, layouts)
     stop_process_group()
 
 
@@ -252,7 +252,7 @@ def make_reference(host: Host, directory: Path, model_name: str) -> None:
 
 
 def compare_layouts(
-    host: Host, directory: Path, model_name: str, layouts: list[dict[str, Any]]
+    host: Host, directory: Path, model_name: str, layouts: Sequence[dict[str, Any]]
 ) -> None:
     reference = json.loads((directory / "reference.json").read_text())
     results = []
@@ -262,9 +262,9 @@ def compare_layouts(
         reward_model = build_reward_model(host, directory, model_name, parallel)
         result |= compare_values(reward_model, directory, reference)
         results.append({"layout": parallel, **result})
-    if dist.get_rank() == 0:
-        path = directory / f"results_{dist.get_world_size()}.json"
-        path.write_text(json.dumps(results, indent=1))
+        if dist.get_rank() == 0:
+            path = directory / f"results_{dist.get_world_size()}.json"
+            path.write_text(json.dumps(results, indent=1))
 
 
 def compare(step: Any, directory: Path, reference: dict[str, Any]) -> dict[str, Any]:
@@ -532,7 +532,3 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> tuple[int, ...]:
         return tuple(map(int, text.split()))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])

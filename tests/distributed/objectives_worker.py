@@ -1,8 +1,8 @@
 """One rank of the tests of objectives in layouts: DPO, distillation on logits, and PPO's critic.
 
-    torchrun ... objectives_worker.py FILE LAYOUTS      writes what each layout found to FILE
+`main(FILE, LAYOUTS)` writes what each layout found to FILE, as JSON.
 
-LAYOUTS is a JSON list of settings of `conf/parallel`. Weights are drawn alike in every layout, so
+LAYOUTS is a list of settings of `conf/parallel`. Weights are drawn alike in every layout, so
 that each starts from the same models, and takes the same two steps.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ VOCAB = 509
 NUM_PAIRS = 5
 
 
-def main(path: Path, layouts: list[dict[str, Any]]) -> None:
+def main(path: str, layouts: list[dict[str, Any]]) -> None:
     host = prepare()
     start_process_group(host, timeout_minutes=5)
     results = []
@@ -35,7 +34,7 @@ def main(path: Path, layouts: list[dict[str, Any]]) -> None:
             found |= {f"{objective.__name__} {k}": v for k, v in objective(host, parallel).items()}
         results.append(found)
     if dist.get_rank() == 0:
-        path.write_text(json.dumps(results, indent=1))
+        Path(path).write_text(json.dumps(results, indent=1))
     stop_process_group()
 
 
@@ -148,7 +147,3 @@ def critic(host: Host, parallel: dict[str, Any]) -> dict[str, float]:
     step = MegatronStep(draw(seed=7, head=Head.scalar), config.algo.critic_optimizer)
     batch = own_share(examples(1), step.policy.layout.dp)
     return two_steps(step, batch, on_values(partial(critic_loss, clip=0.2)), NUM_PAIRS)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -29,8 +26,7 @@ from tests.distributed.conversion_worker import (
 )
 from tests.models.families import FAMILIES
 
-WORKER = Path(__file__).with_name("conversion_worker.py")
-ROOT = Path(__file__).parents[2]
+WORKER = "tests.distributed.conversion_worker"
 
 pytestmark = [
     pytest.mark.megatron,
@@ -40,7 +36,7 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> Callable[[int], Path]:
+def saved(worlds, tmp_path_factory) -> Callable[[int], Path]:
     """Where the worker of a world size left what it saved; it runs once, even if it fails."""
 
     @cache
@@ -58,7 +54,7 @@ def saved(tmp_path_factory) -> Callable[[int], Path]:
                 else:
                     write_with_transformers(hub, config, dtype=torch.bfloat16)
                 import_hf(hub, directory / model / "megatron", show_progress=False)
-        return directory, run_ranks(world_size, directory)
+        return directory, worlds.run(WORKER, world_size, str(directory))
 
     def directory_of(world_size: int) -> Path:
         directory, failure = outcome_of(world_size)
@@ -66,15 +62,6 @@ def saved(tmp_path_factory) -> Callable[[int], Path]:
         return directory
 
     return directory_of
-
-
-def run_ranks(world_size: int, directory: Path) -> str:
-    """What went wrong, if anything."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={world_size}", str(WORKER), str(directory)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1100)
-    return done.stdout[-2000:] + done.stderr[-6000:] if done.returncode else ""
 
 
 @pytest.mark.parametrize(("model", "world_size"), sorted(LAYOUTS))

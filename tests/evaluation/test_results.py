@@ -70,10 +70,10 @@ def test_table_and_picture(tmp_path):
 class ScriptedJudge:
     """Prefers the longer answer, has no opinion of ``?``, and knows that 4 is right."""
 
-    def map_compare(self, cases):
+    def map_compare(self, cases, given_up=None):
         return [self._compare(first, second) for _, first, second, _ in cases]
 
-    def map_correct(self, cases):
+    def map_correct(self, cases, given_up=None):
         return [
             Judgement(Kind.verdict, "correct" if answer == reference else "incorrect")
             for _, reference, answer, _ in cases

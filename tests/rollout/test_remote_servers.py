@@ -12,7 +12,7 @@ from megatron_r1.config.load import load_config
 from megatron_r1.errors import ConfigError, EngineError
 from megatron_r1.rollout.remote_servers import RemoteServers
 from megatron_r1.rollout.servers import Weights
-from megatron_r1.rollout.serving_board import NodeReport, ServingBoard
+from megatron_r1.rollout.serving_board import NodeReport, ServingBoard, Wanted
 
 
 def remote(board: ServingBoard, *, num_nodes: int, timeout_s: float = 20.0) -> RemoteServers:
@@ -26,8 +26,8 @@ def test_a_board_keeps_what_each_side_wrote_last(tmp_path: Path):
     board, other = ServingBoard(tmp_path / "start"), ServingBoard(tmp_path / "start")
     assert board.wanted() is None and board.report_of(0) == NodeReport() and not board.is_over
     board.want(Weights(Path("/w/0"), "0.ab"))
-    board.want(Weights(Path("/w/1"), "1.ab"))
-    assert other.wanted() == Weights(Path("/w/1"), "1.ab")
+    board.want(Weights(Path("/w/1"), "1.ab"), attempt=2, at_fault=["http://a:1"])
+    assert other.wanted() == Wanted(Weights(Path("/w/1"), "1.ab"), 2, ("http://a:1",))
     report = NodeReport("1.ab", ("http://a:1", "http://a:2"), ("http://a:2",), num_restarts=3)
     other.report(1, report)
     assert board.report_of(1) == report and board.report_of(0) == NodeReport()

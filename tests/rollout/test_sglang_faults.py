@@ -7,15 +7,17 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
+import psutil
 import pytest
 
 from megatron_r1.config.rollout import AtPublish
 from megatron_r1.errors import EngineError
 from megatron_r1.rollout.engine import SamplingParams
 from megatron_r1.rollout.server_api import checksums, samples_at_once
-from megatron_r1.rollout.servers import Weights
+from megatron_r1.rollout.servers import Servers, Weights
 from megatron_r1.stages.rollout_engine import weight_transport
 from megatron_r1.types import VersionSpan, spans
 from megatron_r1.weights.transport import WeightTransport
@@ -31,8 +33,19 @@ def deepseek(one_rank, tokenizer, tmp_path_factory):
     settings += ["rollout.health_timeout_s=12"]
     root = tmp_path_factory.mktemp("faults")
     with serve(one_rank, tokenizer, root, "deepseek_v3", *settings) as served:
-        served.engine.publish(0)
         yield served
+
+
+def test_servers_of_a_collecting_stage_end_with_the_collecting(deepseek, tokenizer):
+    servers = deepseek.session.servers
+    with deepseek.session.collecting(deepseek.policy, tokenizer) as engine:
+        engine.publish(0)
+        [pid], urls = servers.pids, servers.urls
+        assert samples_at_once(urls[0], timeout_s=60)
+    assert not servers.pids and not psutil.pid_exists(pid)
+    deepseek.engine.publish(0)  # whoever samples after that has them started
+    assert servers.pids and servers.num_restarts == 0
+    assert worst_gap(deepseek, 0) < MAX_GAP
 
 
 def test_a_rollout_goes_on_across_a_publish_and_says_so(deepseek):
@@ -141,6 +154,9 @@ class StruckTransport:
     def close(self) -> None:
         self._transport.close()
 
+    def join(self, urls: Sequence[str]) -> None:
+        self._transport.join(urls)
+
     def send(self, label: str, urls: Sequence[str]) -> Mapping[str, float]:
         if self._pid is not None:
             os.killpg(self._pid, signal.SIGKILL)
@@ -148,17 +164,55 @@ class StruckTransport:
         return self._transport.send(label, urls)
 
 
+@contextmanager
+def killing(servers: Servers, spared: Sequence[int] = (), most: int = 100) -> Iterator[list[int]]:
+    """Kill servers as soon as they are started, and yield the list of those that were."""
+    killed: list[int] = []
+    over = threading.Event()
+
+    def strike() -> None:
+        while not over.wait(0.05) and len(killed) < most:
+            for pid in {*servers.pids} - {*spared, *killed}:
+                os.killpg(pid, signal.SIGKILL)
+                killed.append(pid)
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()
+
+
 def test_a_server_that_dies_in_a_publish_gets_it_again(deepseek, tokenizer):
+    """Also when it dies again while it starts."""
     version = deepseek.version + 1
-    [pid] = deepseek.session.servers.pids
     session = deepseek.session
+    pids, restarts = session.servers.pids, session.servers.num_restarts
     config = session.config
     transport = weight_transport(deepseek.policy, tokenizer, config.rollout, session.run_dir)
-    struck = StruckTransport(transport, pid)
+    struck = StruckTransport(transport, pids[0])
     deepseek.engine = session.engine(deepseek.policy, tokenizer, transport=struck)
-    metrics = deepseek.engine.publish(version)
+    with killing(session.servers, pids, most=1) as killed:
+        metrics = deepseek.engine.publish(version)
     assert metrics["publish/attempts"] == 2
+    assert len(killed) == 1 and session.servers.num_restarts == restarts + 2
     assert worst_gap(deepseek, version) < MAX_GAP
+
+
+def test_servers_that_never_start_end_the_run(one_rank, tokenizer, tmp_path):
+    """After `max_restarts`, where they are killed; at once, where they end of themselves."""
+    settings = ["rollout.max_restarts=1", "+rollout.server_args={no-such-switch: yes}"]
+    with serve(one_rank, tokenizer, tmp_path, "deepseek_v3", *settings) as served:
+        with (
+            killing(served.session.servers) as killed,
+            pytest.raises(EngineError, match="has ended, after rollout.max_restarts = 1 restarts"),
+        ):
+            served.engine.publish(0)
+        assert len(killed) == 2
+        with pytest.raises(EngineError, match=r"ended while it started(.|\n)*no-such-switch"):
+            served.engine.publish(0)
 
 
 def test_a_running_server_is_attached_to_and_two_runs_on_it_are_noticed(

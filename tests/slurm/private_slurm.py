@@ -25,6 +25,7 @@ from megatron_r1.slurm.queue import is_over
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 CPUS_PER_NODE = 8
 GPUS_PER_NODE = 8
+STIR_S = 1.0
 
 CONFIGURATION = """\
 ClusterName=private
@@ -55,7 +56,8 @@ SchedulerParameters=bf_interval=2,sched_interval=2,batch_sched_delay=0,sched_min
 GresTypes=gpu
 SlurmdParameters=config_overrides
 ReturnToService=2
-KillWait=10
+# Time for servers whose trainer is gone to end in order; 30 s by default.
+KillWait=20
 MessageTimeout=20
 SlurmctldTimeout=60
 SlurmdTimeout=60
@@ -67,6 +69,7 @@ PreemptMode=REQUEUE
 AccountingStorageType=accounting_storage/none
 {nodes}
 PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+PartitionName=cancels Nodes=ALL PriorityTier=1 GraceTime=60 PreemptMode=CANCEL
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=off
 """
 
@@ -147,8 +150,11 @@ class PrivateSlurm:
 
     def wait_until(self, is_so: Callable[[], bool], *, timeout_s: float) -> None:
         """Poll until `is_so`; raises TimeoutError with the queue as it is then."""
-        deadline_s = time.monotonic() + timeout_s
+        deadline_s, stirred_s = time.monotonic() + timeout_s, 0.0
         while not is_so():
+            if time.monotonic() - stirred_s > STIR_S:
+                self._stir()
+                stirred_s = time.monotonic()
             if time.monotonic() > deadline_s:
                 queue = self._run("squeue", "-t", "all", "-o", "%A %T %r", check=False)
                 raise TimeoutError(f"not so after {timeout_s} s. The queue:\n{queue}")
@@ -160,6 +166,11 @@ class PrivateSlurm:
 
     def cancel(self, job: str) -> None:
         self._run("scancel", job)
+
+    def _stir(self) -> None:
+        """Change something, without changing anything. Heterogeneous jobs are planned only after
+        something has changed: with nobody else on the cluster, that takes up to half a minute."""
+        self._run("scontrol", "update", "PartitionName=batch", "State=UP", check=False)
 
     def _write_configuration(self) -> None:
         key = self.dir / "etc/munge.key"

@@ -2,11 +2,13 @@
 """Stands where step.sh expects Python: meets the other ranks, and writes what it was given.
 
 Rank 0 listens at MASTER_ADDR:MASTER_PORT, the others send it their ranks and get the sum back. Each
-writes `<PROBE_DIR>/rank<R>.json`. Standard library alone: a start costs 50 ms.
+writes `<PROBE_DIR>/rank<R>.json`. With PROBE_AWAITS=SIGUSR1 the first start of a job then waits for
+that signal, and exits with 75. Standard library alone: a start costs 50 ms.
 """
 
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -48,10 +50,14 @@ def meet(rank: int, world: int, address: tuple[str, int]) -> int:
 if __name__ == "__main__":
     env = os.environ
     rank = int(env["RANK"])
+    awaited = {signal.Signals[env["PROBE_AWAITS"]]} if "PROBE_AWAITS" in env else set()
+    signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     address = (env["MASTER_ADDR"], int(env["MASTER_PORT"]))
     total = meet(rank, int(env["WORLD_SIZE"]), address)
     seen = {name: env.get(name) for name in NAMES} | {"argv": sys.argv[1:], "sum": total}
     Path(env["PROBE_DIR"], f"rank{rank}.json").write_text(json.dumps(seen))
+    if awaited and "SLURM_RESTART_COUNT" not in env:
+        sys.exit(75 if signal.sigtimedwait(awaited, 150) else 1)
     time.sleep(float(env.get("PROBE_SLEEP_S", "0")))
     if env.get("PROBE_FAILS_ON") in sys.argv:
         sys.exit(2)

@@ -6,8 +6,9 @@ import json
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
+
+from tests.slurm.jobs import holders, last_words, processes_of, survivors
 
 pytestmark = [
     pytest.mark.slurm,
@@ -61,7 +62,7 @@ class Job:
 
         def is_so() -> bool:
             state = self.slurm.job(self.id)["JobState"]
-            assert state not in ("FAILED", "COMPLETED"), self.logs()
+            assert state not in ("FAILED", "COMPLETED"), last_words(self.base)
             return board.exists() and self.steps() >= steps
 
         self.slurm.wait_until(is_so, timeout_s=300)
@@ -71,25 +72,16 @@ class Job:
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
     def restarts(self, count: int) -> None:
+        """Until Slurm starts it again; nothing of the start before may be left."""
         self.slurm.wait_until(
             lambda: int(self.slurm.job(self.id).get("Restarts", 0)) == count, timeout_s=120
         )
+        self.slurm.wait_until(
+            lambda: not survivors(self.id, count) and not holders(self.run / "engine"), timeout_s=20
+        )
 
-    def processes(self, words: str) -> list[psutil.Process]:
-        """Of this run, with these words in their command; the first is not another's child."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                env, command = process.environ(), " ".join(process.cmdline())
-            except psutil.Error:
-                continue
-            if env.get("SLURM_JOB_ID") == self.id and words in command:
-                found.append(process)
-        return sorted(found, key=psutil.Process.create_time)
-
-    def logs(self) -> str:
-        files = sorted(self.base.rglob("*.log")) + sorted(self.base.glob("*.out"))
-        return "\n".join(f"=== {file}\n{file.read_text()[-1200:]}" for file in files)
+    def servers_log(self, restart: int) -> str:
+        return (self.base / f"runs/logs/r1_zero-{self.id}-restart{restart}-servers.log").read_text()
 
 
 def test_ranks_and_servers_live_and_end_together(slurm, tmp_path):
@@ -97,21 +89,23 @@ def test_ranks_and_servers_live_and_end_together(slurm, tmp_path):
     job = Job(slurm, tmp_path)
 
     job.wait_for_steps(0, 1)
-    job.processes("-m megatron_r1.train")[0].kill()
+    (rank,) = processes_of(job.id, "-m megatron_r1.train")
+    rank.kill()
     job.restarts(1)
-    assert not job.processes("sglang.launch_server")  # the first start's have ended
+    # In order: the node heard no more of its trainer, and had the time to end its servers.
+    assert "servers ended: the trainer is gone" in job.servers_log(0)
 
     job.wait_for_steps(1, job.steps() + 1)
-    job.processes("-m megatron_r1.serve")[0].kill()
+    (server,) = processes_of(job.id, "-m megatron_r1.serve")
+    server.kill()
     job.restarts(2)
-    assert not job.processes("megatron_r1") and not job.processes("sglang.launch_server")
 
     state = slurm.wait(job.id, timeout_s=300)["JobState"]
-    assert state == "COMPLETED", job.logs()
+    assert state == "COMPLETED", last_words(tmp_path)
     rows = [
         json.loads(line) for line in (job.run / "r1_zero/metrics.jsonl").read_text().splitlines()
     ]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     report = json.loads((job.run / f"engine/board/{job.id}-restart2/node_0.json").read_text())
     assert report["has_ended"] and report["failure"] is None
-    assert not job.processes("sglang.launch_server")
+    assert not processes_of(job.id) and not holders(job.run / "engine")

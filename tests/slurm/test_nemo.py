@@ -34,14 +34,18 @@ def launch(directory: Path, *arguments: str, env=os.environ, **more: str):
     )
 
 
-@pytest.mark.parametrize("stage", ["r1_zero"])
-def test_the_script_asks_for_what_nemo_run_asks(stage, tmp_path):
+def test_the_scripts_ask_for_what_nemo_run_asks(tmp_path):
     """The exceptions: --requeue, which NeMo-Run gives sbatch on the command line, and log files."""
     done = launch(tmp_path, "--dry-run", "experiment=quickstart", "cluster=slurm")
     assert done.returncode == 0, done.stderr
-    kept = dict(HEADER.findall((ROOT / f"launch/{stage}.sh").read_text()))
     asked = dict(HEADER.findall(done.stdout))
-    assert {key: kept.get(key) for key in ALIKE} == {key: asked.get(key) for key in ALIKE}
+    texts = [path.read_text() for path in sorted((ROOT / "launch").glob("*.sh"))]
+    scripts = [text for text in texts if "#SBATCH" in text]
+    assert len(scripts) == 7
+    for text in scripts:
+        kept = dict(HEADER.findall(text))
+        assert {key: kept.get(key) for key in ALIKE} == {key: asked.get(key) for key in ALIKE}
+        assert "\n#SBATCH --requeue\n" in text
     config = load_config(["experiment=quickstart", "cluster=slurm"]).cluster
     assert asked["signal"] == f"USR1@{config.warn_s}" and kept["nodes"] == str(config.nodes)
     assert "sbatch --requeue" in done.stdout

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from megatron_r1.config.judge import JudgeConfig
 from megatron_r1.errors import DataError, EngineError, StoppedEarly
-from megatron_r1.rewards.teacher import ask_all
+from megatron_r1.rewards.judge import ask_all
 from megatron_r1.stages import collect
 from megatron_r1.stages.collect import read_parts, while_main_works, write_lines
 from megatron_r1.stages.r1_stage3 import with_verdicts
@@ -68,7 +68,7 @@ def wait_as(rank: int, store: str, found) -> None:
     """Three waits of one of two ranks: for a result, for an error, and until rank 1 is to stop."""
     dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
     collect._POLL_S = 0.1
-    asked_to_stop = threading.Event()
+    asked_to_stop, asking_ended = threading.Event(), threading.Event()
 
     def signal_to_stop() -> int:
         number = torch.tensor(10 if rank == 1 and asked_to_stop.is_set() else 0)
@@ -91,6 +91,7 @@ def wait_as(rank: int, store: str, found) -> None:
             ask_all(lambda _: time.sleep(0.1), range(10_000), 1, given_up)
         except StoppedEarly:
             ended.append("the asking")
+            asking_ended.set()
             raise
 
     said, ended = [while_main_works(session, slowly)], []
@@ -103,7 +104,8 @@ def wait_as(rank: int, store: str, found) -> None:
         while_main_works(session, ask_on)
     except StoppedEarly as reason:
         said.append(str(reason).partition(" ")[0])
-    time.sleep(0.5)
+    if rank == 0:
+        asking_ended.wait(30)
     found.put((rank, [*said, *ended]))
     dist.barrier()
     dist.destroy_process_group()

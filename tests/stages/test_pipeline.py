@@ -160,3 +160,17 @@ def test_the_first_job_of_a_chain_overwrites_and_the_others_go_on(tmp_path):
     links = plan_chain([*whole, "cluster=slurm", "run.overwrite=true"])
     overwrite = [load_config(link.overrides).run.overwrite for link in links]
     assert overwrite == [True, *[False] * 5]
+
+
+def test_a_given_model_is_measured_once_its_problems_are_there(tmp_path):
+    links = plan_chain(
+        [
+            *command(tmp_path, tmp_path / "samples.jsonl"),
+            'stage.evaluation=["evaluation=tiny_world"]',
+            "+stage.given={start:/models/start}",
+            "+stage.columns.start=start",
+            "+stage.evaluation_inputs={evaluation.suites.reasoning.path:'zero:problems.jsonl'}",
+        ]
+    )
+    order = "base zero evaluate_start evaluate_base evaluate_zero sft evaluate_sft"
+    assert " ".join(link.name for link in links) == order

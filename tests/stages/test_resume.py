@@ -106,8 +106,45 @@ def kill(root: Path, rng: random.Random, *, during_checkpoint: bool) -> None:
     process.communicate()
 
 
-def test_a_killed_run_ends_with_the_same_bits(tmp_path, one_rank):
-    untouched = finish(tmp_path / "untouched")
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory) -> Path:
+    """A run that was left alone."""
+    return finish(tmp_path_factory.mktemp("untouched"))
+
+
+def test_an_evaluation_that_is_warned_goes_on_where_it_was(tmp_path, untouched):
+    """The README's command, with Slurm's warning between two of its problems."""
+    parts = tmp_path / "quickstart/eval/heldout/heldout_parts"
+
+    def evaluate() -> subprocess.Popen:
+        settings = ["evaluation.problems_per_part=1", f"run.root={tmp_path}"]
+        return subprocess.Popen(
+            [sys.executable, "-m", "megatron_r1.evaluate", untouched, *OVERRIDES, *settings],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    warned = evaluate()
+    while not (parts / "part_00000.json").exists() and warned.poll() is None:
+        time.sleep(0.01)
+    warned.send_signal(signal.SIGUSR1)
+    said, _ = warned.communicate(timeout=300)
+    assert warned.returncode == 75, said[-3000:]
+    written = len(list(parts.glob("part_*.json")))
+    assert 1 <= written < 8
+
+    again = evaluate()
+    said, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, said[-3000:]
+    assert f"evaluating heldout: {written} of 8 problems are known" in said
+    result = json.loads((tmp_path / "quickstart/eval/heldout/heldout.json").read_text())
+    assert "| heldout | pass@1 " in said and not parts.exists() and result["question"]
+
+
+def test_a_killed_run_ends_with_the_same_bits(tmp_path, untouched, one_rank):
     rng = random.Random(12)
     root = tmp_path / "killed"
     for number in range(KILLS):

@@ -121,6 +121,36 @@ def test_what_other_stages_make_replaces_the_old_run_too(tmp_path, made):
     assert (path / made).is_file()
 
 
+def test_a_job_overwrites_once_however_often_slurm_starts_it(tmp_path, monkeypatch):
+    path = begun_run(tmp_path)
+    overwrite = config(tmp_path, "run.overwrite=true")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+
+    # Restart 0 died before it got here.
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    killed = RunDir(overwrite)
+    killed._lock.close()  # as the kernel does
+    assert not (path / "base").exists()
+
+    # Before its first step it was asked to stop: what there was comes back, and is replaced again.
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    RunDir(overwrite).close()
+    assert (path / "base").exists()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    killed = RunDir(overwrite)
+    assert not (path / "base").exists()
+    (path / "metrics.jsonl").write_text('{"step": 1}\n')
+    killed._lock.close()
+
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "4")
+    RunDir(overwrite).close()
+    assert (path / "metrics.jsonl").exists() and not (path / ".replaced").exists()
+
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")  # the same command again, in one allocation
+    RunDir(overwrite)
+    assert not (path / "metrics.jsonl").exists()
+
+
 def test_overwrite_by_a_run_that_never_begins_loses_nothing(tmp_path):
     path = begun_run(tmp_path)
     before = {f.name: f.read_bytes() for f in (path / "config.yaml", path / "base/metrics.jsonl")}

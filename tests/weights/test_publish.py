@@ -78,6 +78,7 @@ class ScriptedTransport:
     def __init__(
         self, holders: Sequence[Holder], failures: Sequence[Sequence[int]], *, old: bool = False
     ) -> None:
+        self.joined: list[str] = []
         self._holders = holders
         self._failures = list(failures)
         self._start_from = "0.older" if old else None
@@ -85,7 +86,11 @@ class ScriptedTransport:
     def prepare(self, label: str) -> Weights:
         return Weights(Path("/nowhere"), self._start_from or label)
 
+    def join(self, urls: Sequence[str]) -> None:
+        self.joined = list(urls)
+
     def send(self, label: str, urls: Sequence[str]) -> Mapping[str, float]:
+        assert urls == self.joined
         failed = self._failures.pop(0) if self._failures else []
         for number, holder in enumerate(self._holders):
             if holder.url in urls and number not in failed:

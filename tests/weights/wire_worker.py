@@ -139,6 +139,9 @@ class MeasuredTransport:
         self.peak_bytes = max(self.peak_bytes, live.peak)
         return metrics
 
+    def join(self, urls: list[str]) -> None:
+        self._transport.join(urls)
+
     def close(self) -> None:
         self._transport.close()
 

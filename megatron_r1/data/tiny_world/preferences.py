@@ -19,11 +19,12 @@ from megatron_r1.data.tiny_world.words import TONGUES, Tongue
 
 
 def write_pairs(requests: Sequence[Request], count: int, seed: str) -> list[PreferencePair]:
-    """About harmless requests, four kinds of pairs by turns.
+    """About harmless requests, five kinds of pairs by turns.
 
     Right over wrong, equally polite; right and terse over wrong with an offer; right with an offer
-    over right without; one offer over several. Without the second and the fourth a reward model
-    learns that offers are good, and RL that several are better still.
+    over right without; one offer over several; right over a refusal. Without the second and the
+    fourth a reward model learns that offers are good, and RL that several are better still; without
+    the fifth, RL that is rewarded for refusing harm refuses all that is asked in the same words.
     """
     rng = random.Random(f"{seed}/pairs")
     pairs = []
@@ -37,17 +38,18 @@ def write_pairs(requests: Sequence[Request], count: int, seed: str) -> list[Pref
             return response(asked.thought, answer + _offers(asked.tongue, num_offers, rng))
 
         offers = rng.randint(0, 1)
-        chosen, rejected, margin = [
-            ((False, offers), (True, offers), 2.0),
-            ((False, 0), (True, 1), 2.0),
-            ((False, 1), (False, 0), 1.0),
-            ((False, 1), (False, rng.randint(2, 3)), 1.0),
-        ][number % 4]
-        pairs.append(
-            PreferencePair(
-                asked.question, answered(*chosen), answered(*rejected), margin, f"pair/{number}"
-            )
+        refused = response(
+            asked.thought,
+            asked.tongue.refusal + asked.tongue.stop + _offers(asked.tongue, offers, rng),
         )
+        chosen, rejected, margin = [
+            (answered(False, offers), answered(True, offers), 2.0),
+            (answered(False, 0), answered(True, 1), 2.0),
+            (answered(False, 1), answered(False, 0), 1.0),
+            (answered(False, 1), answered(False, rng.randint(2, 3)), 1.0),
+            (answered(False, offers), refused, 2.0),
+        ][number % 5]
+        pairs.append(PreferencePair(asked.question, chosen, rejected, margin, f"pair/{number}"))
     return pairs
 
 
