@@ -185,6 +185,8 @@ def exported_config(weights: PolicyWeights, dtype: WeightDtype) -> dict[str, Any
     """config.json: the one that came with the model where it still describes it, else a new one."""
     tokenizer = weights.path / TOKENIZER
     carried = read_json(tokenizer / "config.json") if (tokenizer / "config.json").exists() else {}
+    # No weight tells it, and training may have gone on with longer sequences.
+    carried["max_position_embeddings"] = weights.config.max_positions
     is_own = _describes(carried, weights.config, weights.head)
     config_json = carried if is_own else _new_config(weights)
     # Code of the model's own repository, which is not carried along and not needed.

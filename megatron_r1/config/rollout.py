@@ -45,6 +45,11 @@ class RolloutConfig:
     """1: servers sample the next rollout phase while the trainer trains on this one. Tokens are
     then up to a phase older than the weights that are trained."""
 
+    @property
+    def truncates(self) -> bool:
+        """Some tokens cannot be drawn."""
+        return self.top_p < 1 or self.top_k > 0
+
     def __post_init__(self) -> None:
         if self.steps_ahead not in (0, 1):
             raise ConfigError(f"rollout.steps_ahead must be 0 or 1, got {self.steps_ahead}")

@@ -45,6 +45,9 @@ from megatron_r1.config.stage import (
 from megatron_r1.config.telemetry import TelemetryConfig
 from megatron_r1.errors import ConfigError
 
+_SGLANG_MASK_TOKENS = 4096
+"""SGLang 0.5.23, where sampling-mask-max-tokens says nothing else."""
+
 
 @dataclass(kw_only=True)
 class RunIdentity:
@@ -323,8 +326,7 @@ def _check_servers(config: RunConfig) -> None:
                 f"cluster.rollout_nodes = {rollout_nodes}, and rollout.name = "
                 f"{config.rollout.name} has no servers. Set rollout=sglang, or leave it out"
             )
-        truncates = config.rollout.top_p < 1 or config.rollout.top_k > 0
-        if getattr(config.algo, "keep_sampling_masks", False) and truncates:
+        if getattr(config.algo, "keep_sampling_masks", False) and config.rollout.truncates:
             raise ConfigError(
                 f"algo.keep_sampling_masks = true with rollout.top_p = {config.rollout.top_p} and "
                 f"rollout.top_k = {config.rollout.top_k} needs rollout=sglang: in-process decoding "
@@ -356,6 +358,7 @@ def _check_servers(config: RunConfig) -> None:
         )
     if isinstance(config.algo, AlgoConfig):
         _check_asked_of_engine(config.algo, config.rollout, isinstance(model, MixtureConfig))
+    _check_masks(config.rollout, model.vocab_size)
     if isinstance(model, Qwen3MoeConfig) and model.num_dense_layers:
         raise ConfigError(
             f"model.num_dense_layers = {model.num_dense_layers} with rollout.name = sglang: SGLang "
@@ -375,6 +378,18 @@ def _check_asked_of_engine(algo: AlgoConfig, rollout: SglangConfig, has_experts:
                 f"algo.{needs} = true needs what rollout.{setting} = false does not ask the engine "
                 f"for. Set both to the same"
             )
+
+
+def _check_masks(rollout: SglangConfig, vocab_size: int) -> None:
+    """SGLang tells which tokens were left of as many as it has made room for."""
+    room = int(rollout.server_args.get("sampling-mask-max-tokens", _SGLANG_MASK_TOKENS))
+    if rollout.sampling_masks and rollout.truncates and (rollout.top_k or vocab_size) > room:
+        raise ConfigError(
+            f"rollout.sampling_masks = true with rollout.top_p = {rollout.top_p} and rollout.top_k "
+            f"= {rollout.top_k}: of {vocab_size} tokens more than {room} may be left, and SGLang "
+            f"refuses that. Set top_k to at most {room}, or give servers more room with "
+            "+rollout.server_args.sampling-mask-max-tokens"
+        )
 
 
 def _divisors(number: int) -> str:

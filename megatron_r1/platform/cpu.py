@@ -13,9 +13,11 @@ import contextlib
 import importlib
 import types
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
+from torch.distributed import distributed_c10d
 
 _CPU = torch.device("cpu")
 
@@ -30,6 +32,7 @@ def make_megatron_run_without_cuda() -> None:
     _mend_uneven_collectives()
     _mend_adam_resume()
     _mend_device_literals()
+    _share_one_gloo_device()
 
 
 class _Stream:
@@ -254,3 +257,23 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
         return factory(*args, **kwargs)
 
     return make
+
+
+def _share_one_gloo_device() -> None:
+    """Let all process groups of this process use one device of gloo.
+
+    Each device has a thread that wakes up a hundred times a second, and each group would have a
+    device: twenty groups a rank, all of them awake on the cores that compute.
+    """
+    shared = []
+
+    class SharedDeviceGloo(distributed_c10d.ProcessGroupGloo):
+        def __init__(self, store: Any, rank: int, size: int, timeout: timedelta) -> None:
+            if not shared:
+                shared.append(self.create_default_device())
+            options = self._Options()
+            options._devices = shared
+            options._timeout = timeout
+            super().__init__(store, rank, size, options)
+
+    distributed_c10d.ProcessGroupGloo = SharedDeviceGloo

@@ -39,14 +39,18 @@ def request_body(
     stop_id: int,
     keyed_sampling: bool,
     routed_experts: bool,
-    sampling_masks: bool = False,
+    masks_of: int | None = None,
 ) -> Json:
-    """The JSON of SGLang's /generate."""
+    """The JSON of SGLang's /generate.
+
+    Args:
+        masks_of: the size of the vocabulary, where the tokens that were left are to be told.
+    """
     sampling: Json = {
         "max_new_tokens": params.max_response_tokens,
         "temperature": params.temperature,
         "top_p": params.top_p,
-        "top_k": params.top_k or -1,
+        "top_k": params.top_k or masks_of or -1,  # without a number it tells no masks
         "stop_token_ids": [stop_id],
     }
     if keyed_sampling:
@@ -61,7 +65,7 @@ def request_body(
     }
     if routed_experts:
         body["return_routed_experts"] = True
-    if sampling_masks:
+    if masks_of is not None:
         body["return_sampling_mask"] = True
     return body
 

@@ -165,8 +165,9 @@ class SglangEngine:
         if config.routed_experts and isinstance(model, MixtureConfig):
             experts_shape = (model.num_layers, model.experts_per_token)
 
-        # Without a truncation every token is kept, and there is nothing to tell.
-        masks = config.sampling_masks and (params.top_p < 1 or params.top_k > 0)
+        # Training reads them, and nobody those of samples that are drawn otherwise.
+        in_training = (params.top_p, params.top_k) == (config.top_p, config.top_k)
+        masks = config.sampling_masks and config.truncates and in_training
 
         def make_body(request: ResponseRequest, request_id: str) -> dict:
             return request_body(
@@ -176,7 +177,7 @@ class SglangEngine:
                 stop_id=self._tokenizer.eos_id,
                 keyed_sampling=config.keyed_sampling,
                 routed_experts=experts_shape is not None,
-                sampling_masks=masks,
+                masks_of=model.vocab_size if masks else None,
             )
 
         return RequestPool(

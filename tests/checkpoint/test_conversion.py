@@ -258,6 +258,8 @@ def test_keys_and_shapes_are_those_of_a_policy(family, num_mtp_layers, one_rank)
         if isinstance(tensor, ShardedTensor)
     }
     ours = sharded_specs(policy.config, name_table(policy.config), lambda _: torch.float32)
+    missing, extra = theirs.keys() - ours.keys(), ours.keys() - theirs.keys()
+    assert not missing and not extra, f"the table misses {missing} and has {extra} beyond"
     assert {key: spec.shape for key, spec in ours.items()} == theirs
 
 
@@ -570,6 +572,21 @@ def test_the_model_of_a_checkpoint_is_read_back(imported):
     config = saved_config(imported, read_state(imported))
     assert config.kv_lora_rank == 32 and config.rope.factor == 4.0
     assert config.num_mtp_layers == 0  # transformers writes none
+
+
+def test_a_model_that_went_on_with_longer_sequences_keeps_the_rest_of_its_config(
+    imported, tmp_path
+):
+    state_file = imported / "state.json"
+    record = altered(json.loads(state_file.read_text()), "model.max_positions", 2048)
+    state_file.write_text(json.dumps(record))
+    export_hf(imported, tmp_path / "back", show_progress=False)
+    old = json.loads((imported / "tokenizer/config.json").read_text())
+    new = json.loads((tmp_path / "back/config.json").read_text())
+    assert "use_cache" in old and old["max_position_embeddings"] == 512  # of no use to us
+    changed = {key for key in old | new if old.get(key) != new.get(key)}
+    assert changed == {"max_position_embeddings", "dtype", "torch_dtype"}
+    assert new["max_position_embeddings"] == 2048
 
 
 def test_a_destination_that_is_filled_meanwhile_keeps_what_it_has(hub, tmp_path):

@@ -68,6 +68,7 @@ class Served:
         num_samples: int = 4,
         max_response_tokens: int = 24,
         temperature: float = 0.9,
+        top_p: float = 1.0,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> dict[tuple[int, int], Rollout]:
         """Responses by prompt and sample; every group once, or it fails."""
@@ -75,7 +76,7 @@ class Served:
             num_samples=num_samples,
             max_response_tokens=max_response_tokens,
             temperature=temperature,
-            top_p=1.0,
+            top_p=top_p,
             top_k=0,
             seed=1,
         )
@@ -93,11 +94,14 @@ class Served:
         return torch.tensor(rollout.logprobs) - self.logprobs(prompt, rollout, temperature)
 
     def logprobs(self, prompt: Prompt, rollout: Rollout, temperature: float) -> torch.Tensor:
-        num_prompt = len(prompt.token_ids)
+        tokens_K1 = torch.tensor(rollout.token_ids)[:, None]
+        return self.distributions(prompt, rollout, temperature).gather(1, tokens_K1).squeeze(1)
+
+    def distributions(self, prompt: Prompt, rollout: Rollout, temperature: float) -> torch.Tensor:
+        """Log-probabilities of the whole vocabulary in each place of a response, [K, V]."""
         tokens_L = torch.tensor(prompt.token_ids + rollout.token_ids)
         logits_LV = logits_of(self.policy, tokens_L, [len(tokens_L)]) / temperature
-        logprobs_LV = logits_LV.log_softmax(dim=-1)
-        return logprobs_LV[num_prompt - 1 : -1].gather(1, tokens_L[num_prompt:, None]).squeeze(1)
+        return logits_LV.log_softmax(dim=-1)[len(prompt.token_ids) - 1 : -1]
 
 
 def worst_gap(served: Served, version: int) -> float:

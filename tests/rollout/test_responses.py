@@ -132,6 +132,16 @@ def test_a_request_says_how_to_sample():
     assert (sampling["temperature"], sampling["top_p"], sampling["top_k"]) == (0.9, 0.95, -1)
     assert sampling["max_new_tokens"] == 4 and sampling["stop_token_ids"] == [0]
     assert 0 <= sampling["sampling_seed"] < 2**63
+    masked = request_body(
+        REQUEST,
+        PARAMS,
+        request_id="r",
+        stop_id=0,
+        keyed_sampling=True,
+        routed_experts=False,
+        masks_of=500,
+    )
+    assert masked["sampling_params"]["top_k"] == 500 and masked["return_sampling_mask"]
     other = ResponseRequest(prompt_index=0, prompt=PROMPT, sample=0)
     seeds = {
         request_body(

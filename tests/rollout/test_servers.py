@@ -86,6 +86,18 @@ def test_dense_layers_that_sglang_would_overlook_are_refused():
         load_config([*overrides, "rollout=sglang"]).validate(1)
 
 
+def test_masks_for_which_sglang_has_no_room_are_refused():
+    overrides = ["model=tiny_dense", "model.vocab_size=8192", "data.max_prompt_tokens=64"]
+    overrides += ["rollout=sglang", "rollout.max_response_tokens=16", "rollout.sampling_masks=true"]
+    load_config(overrides).validate(1)  # nothing is cut off
+    overrides.append("rollout.top_p=0.9")
+    with pytest.raises(ConfigError, match="of 8192 tokens more than 4096 may be left"):
+        load_config(overrides).validate(1)
+    load_config([*overrides, "rollout.top_k=4096"]).validate(1)
+    room = "+rollout.server_args.sampling-mask-max-tokens=8192"
+    load_config([*overrides, room]).validate(1)
+
+
 def test_a_port_that_is_taken_is_named():
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -9,8 +9,11 @@ from collections import Counter
 import pytest
 import torch
 
+from megatron_r1.config.algo import GrpoConfig
 from megatron_r1.rollout.server_api import checksums
-from megatron_r1.types import FinishReason
+from megatron_r1.trainers.forward_passes import row_logprobs
+from megatron_r1.trainers.minibatches import train_rows
+from megatron_r1.types import FinishReason, Reward, RolloutGroup, ScoredGroup, TrainBatch
 from tests.rollout.served import MAX_GAP, Served, needs_sglang, prompts, put, serve, worst_gap
 from tests.test_bad_input import refused
 
@@ -84,6 +87,47 @@ def test_the_stop_token_ends_a_response_and_belongs_to_it(served, tokenizer):
         elif tokenizer.eos_id not in whole[key].token_ids:
             assert rollout.token_ids == whole[key].token_ids
             assert rollout.finish_reason is FinishReason.length and len(rollout.token_ids) == 24
+
+
+def test_under_top_p_the_tokens_that_were_left_come_along(served, tokenizer):
+    """And the log-probabilities are among those, in the engine as in the trainer's batch."""
+    version, temperature, top_p = served.version, 0.9, 0.6
+    session = served.session
+    rollout = dataclasses.replace(session.config.rollout, sampling_masks=True, top_p=top_p)
+    config = dataclasses.replace(session.config, rollout=rollout)
+    engine = dataclasses.replace(session, config=config).engine(served.policy, tokenizer)
+    masked = Served(served.policy, engine, session)
+    engine.publish(version)
+    asked = prompts(2)
+    rollouts = masked.generate(asked, version=version, temperature=temperature, top_p=top_p)
+    served.engine.publish(version)
+    num_kept = []
+    for (draw, _), found in rollouts.items():
+        logprobs_KV = served.distributions(asked[draw], found, temperature)
+        for row, kept in enumerate(found.kept_tokens):
+            # The likeliest, until they have top_p of the mass; two that are as likely may swap.
+            is_kept_V = torch.zeros(logprobs_KV.shape[1], dtype=torch.bool)
+            is_kept_V[list(kept)] = True
+            least, most = logprobs_KV[row, is_kept_V].min(), logprobs_KV[row, ~is_kept_V].max()
+            assert least > most - 2 * MAX_GAP
+            mass = float(logprobs_KV[row, is_kept_V].exp().sum())
+            assert top_p - MAX_GAP < mass < top_p + float(least.exp()) + MAX_GAP
+            num_kept.append(len(kept))
+            own = logprobs_KV[row, found.token_ids[row]] - logprobs_KV[row, list(kept)].logsumexp(0)
+            assert abs(float(own) - found.logprobs[row]) < MAX_GAP
+    assert 1 < min(num_kept) and max(num_kept) < 400
+
+    rewards = (Reward(0.0, {}, {}),)
+    scored = [
+        ScoredGroup(RolloutGroup(asked[draw], (found,)), rewards)
+        for (draw, _), found in rollouts.items()
+    ]
+    rows = train_rows(scored, GrpoConfig(keep_sampling_masks=True))
+    trained = row_logprobs(served.policy, TrainBatch(tuple(rows)), temperature=temperature)
+    pairs = zip(trained, rows, strict=True)
+    gap_K = torch.cat([(own - row.logprobs_rollout_L)[row.loss_mask_L] for own, row in pairs])
+    assert len(gap_K) == sum(len(found.token_ids) for found in rollouts.values())
+    assert gap_K.abs().max() < MAX_GAP
 
 
 def test_routed_experts_come_with_every_token(served):

@@ -34,7 +34,7 @@ def warned(slurm, tmp_path_factory):
     """A job of two minutes, warned 100 s before, and where it was submitted. It waits meanwhile."""
     directory = tmp_path_factory.mktemp("warned")
     (directory / "launch").symlink_to(ROOT / "launch")
-    limit = ["--time=2", "--signal=USR1@100", "--partition=urgent"]
+    limit = ["--time=2", "--signal=USR1@100", "--partition=urgent", "--gpus-per-node=0"]
     return submit(slurm, directory, options=limit, PROBE_AWAITS="SIGUSR1"), directory
 
 

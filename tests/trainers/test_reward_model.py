@@ -212,11 +212,12 @@ def test_the_pair_loss_and_its_margin_by_hand():
         scored_pairs_loss, [3, 2, 0, 2], [0.5, 0.5, 0, 0], num_pairs=4, margin_weight=2.0
     )
     assert loss == pytest.approx((0.69315 + 2.12693) / 4, abs=1e-5)
-    # 0.01 x (3 + 2)^2 and 0.01 x (0 + 2)^2.
-    loss, _ = example_loss(
-        scored_pairs_loss, [3, 2, 0, 2], [0, 0, 0, 0], num_pairs=4, centre_weight=0.01
+    # Both in order: -log sigmoid(2) = 0.12693, 0.01 x (3 + 2)^2 and 0.01 x (2 + 0)^2.
+    loss, metrics = example_loss(
+        scored_pairs_loss, [3, 2, 2, 0], [0, 0, 0, 0], num_pairs=4, centre_weight=0.01
     )
-    assert loss == pytest.approx((0.31326 + 2.12693 + 0.29) / 4, abs=1e-5)
+    assert loss == pytest.approx((0.31326 + 0.12693 + 0.29) / 4, abs=1e-5)
+    assert [float(x) for x in metrics["reward_model/accuracy"]] == [2, 2]
 
 
 def test_the_point_loss_by_hand():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable
 
 import pytest
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor
 
 from megatron_r1.config.load import CONF_DIR, load_config
-from megatron_r1.config.model import ModelConfig
+from megatron_r1.config.model import Head, ModelConfig
 from megatron_r1.errors import CheckpointError
 from megatron_r1.models.size import count_parameters
 from megatron_r1.weights.names import Form, NameMapping, name_table, to_hf, to_megatron
+from tests.models.families import FAMILIES, load_family
 
 TINY = ["tiny_v3", "tiny_dense"]
 # The sums of the hub's safetensors files; of DeepSeek-V3 without multi-token prediction and scales.
@@ -67,6 +69,21 @@ def test_the_two_directions_are_exact_inverses(name):
         back = to_hf(mapping, ours, config)
         assert len(back) == len(theirs)
         assert all(torch.equal(a, b) for a, b in zip(back, theirs, strict=True)), mapping.megatron
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_name_is_there_once(family):
+    """Which names there have to be, a policy and transformers say: see tests/checkpoint."""
+    mtp_layers = 2 if family in ("deepseek_v3", "moonlight") else 0
+    config = load_family(family, f"model.num_mtp_layers={mtp_layers}").model
+    for head in Head:
+        table = name_table(config, head)
+        for names in (
+            [mapping.megatron for mapping in table],
+            [name for mapping in table for name in (*mapping.hf, *mapping.copies)],
+        ):
+            doubled = [name for name, count in Counter(names).items() if count > 1]
+            assert not doubled, doubled
 
 
 def num_weights(table: Iterable[NameMapping]) -> int:

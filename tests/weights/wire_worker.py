@@ -133,14 +133,14 @@ class MeasuredTransport:
     def prepare(self, label: str) -> Any:
         return self._transport.prepare(label)
 
+    def join(self, urls: list[str]) -> None:
+        self._transport.join(urls)
+
     def send(self, label: str, urls: list[str]) -> Any:
         with LiveBytes(p for _, p in self._policy.named_parameters()) as live:
             metrics = self._transport.send(label, urls)
         self.peak_bytes = max(self.peak_bytes, live.peak)
         return metrics
-
-    def join(self, urls: list[str]) -> None:
-        self._transport.join(urls)
 
     def close(self) -> None:
         self._transport.close()
