@@ -4,6 +4,7 @@
 #   MEGATRON_R1_SRUN_ARGS='--container-image=/images/r1.sqsh --container-mounts=/shared:/shared'
 
 EXIT_USER_ERROR=2 # errors.py: starting again would end the same way
+END_S=45          # for ranks to save, and servers to end, when the others are gone
 MAX_RESTARTS=100  # as cluster.max_restarts; it also stops programs that die before they can count
 
 run_stage() {
@@ -47,10 +48,13 @@ run_beside_servers() {
     "${tasks[@]}" --het-group=1 --output="${log%.log}-servers.log" bash launch/step.sh serve "$@" &
     servers=$!
     wait -n "$trainer" "$servers" || true
-    # srun hands it on, and Slurm kills what has not ended in order after its KillWait.
-    kill -TERM "$trainer" "$servers" 2>/dev/null || true
+    # To the tasks: srun itself would have them killed at once. What is still there is, after a while.
+    scancel --signal=TERM "$SLURM_JOB_ID_HET_GROUP_0" "$SLURM_JOB_ID_HET_GROUP_1" 2>/dev/null || true
+    (sleep "$END_S" && kill -TERM "$trainer" "$servers" 2>/dev/null) &
+    local impatience=$!
     wait "$trainer" || code=$?
     wait "$servers" || servers_code=$?
+    kill "$impatience" 2>/dev/null || true
     echo "$(date +%FT%T) exit code of the ranks $code, of the servers $servers_code"
     if ((servers_code == EXIT_USER_ERROR)); then code=$servers_code; fi
     return "$code"
