@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signals.listen()
     try:
         config = load_config(sys.argv[1:] if arguments is None else arguments)
-        return serve(config, node=int(os.environ.get("SLURM_PROCID", "0")))
+        with signals.terminate_later():
+            return serve(config, node=int(os.environ.get("SLURM_PROCID", "0")))
     except UserError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
@@ -59,7 +60,7 @@ def serve(config: RunConfig, *, node: int) -> int:
             on_cuda=prepare().is_cuda,
             show_progress=False,
         )
-        with closing(servers), signals.terminate_later():
+        with closing(servers):
             report = serve_until_over(board, servers, node)
     except UserError as error:
         board.report(node, NodeReport(failure=str(error)))
