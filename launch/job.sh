@@ -49,9 +49,9 @@ run_beside_servers() {
     servers=$!
     wait -n "$trainer" "$servers" || true
     # To the tasks: srun itself would have them killed at once. What is still there is, after a while.
-    scancel --signal=TERM "$SLURM_JOB_ID_HET_GROUP_0" "$SLURM_JOB_ID_HET_GROUP_1" 2>/dev/null || true
     (sleep "$END_S" && kill -TERM "$trainer" "$servers" 2>/dev/null) &
     local impatience=$!
+    timeout "$END_S" scancel --signal=TERM "$SLURM_JOB_ID_HET_GROUP_0" "$SLURM_JOB_ID_HET_GROUP_1" 2>/dev/null || true
     wait "$trainer" || code=$?
     wait "$servers" || servers_code=$?
     kill "$impatience" 2>/dev/null || true

@@ -63,6 +63,9 @@ def serve(config: RunConfig, *, node: int) -> int:
         with closing(servers):
             report = serve_until_over(board, servers, node)
     except UserError as error:
+        if signals.was_terminated():  # its servers were, too
+            print(f"ended while it started servers: {error}", flush=True)
+            return EXIT_RUN_AGAIN
         board.report(node, NodeReport(failure=str(error)))
         raise
     board.report(node, dataclasses.replace(report, has_ended=True))

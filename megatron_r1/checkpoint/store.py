@@ -46,7 +46,7 @@ from megatron_r1.errors import CheckpointError
 from megatron_r1.models.policy import Policy
 from megatron_r1.models.weight_bank import WeightBank
 from megatron_r1.parallel.exchange import on_main_rank
-from megatron_r1.platform.write_results import without_server
+from megatron_r1.platform.write_results import fresh_results
 from megatron_r1.signals import children_end_with_us, children_outlive_sigterm
 from megatron_r1.telemetry.files import replace_file
 
@@ -181,7 +181,6 @@ class CheckpointStore:
             flush(self._dir)
             self._prune(newest=final)
 
-        without_server()
         with (
             self._failures_named(state.step),
             children_outlive_sigterm(),
@@ -191,11 +190,13 @@ class CheckpointStore:
             if with_reference:
                 with bank.use(REFERENCE):
                     weights = {"model": policy.sharded_state_dict()}
+                    fresh_results()
                     dist_checkpointing.save(weights, str(partial / REFERENCE))
             states = {POLICY: _state_dict(policy, optimizer)}
             if critic is not None:
                 states[CRITIC] = _state_dict(critic.policy, critic.optimizer)
             for name, tensors in states.items():
+                fresh_results()
                 write = dist_checkpointing.save(
                     tensors, str(partial / name), async_sharded_save=True
                 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import types
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -270,7 +271,12 @@ def _share_one_gloo_device() -> None:
     class SharedDeviceGloo(distributed_c10d.ProcessGroupGloo):
         def __init__(self, store: Any, rank: int, size: int, timeout: timedelta) -> None:
             if not shared:
-                shared.append(self.create_default_device())
+                # Torch reads the variable where it makes devices itself.
+                names = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")
+                shared.extend(
+                    self.create_device(interface=name) if name else self.create_default_device()
+                    for name in names
+                )
             options = self._Options()
             options._devices = shared
             options._timeout = timeout

@@ -22,7 +22,7 @@ class WriteResults:
     """A queue between a process and those that it forks: many put, the first one gets."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(buffering=0)
+        self._file = _nameless_file()
         self._found: deque[Any] = deque()
 
     def put(self, item: Any) -> None:
@@ -39,7 +39,12 @@ class WriteResults:
             stream = io.BytesIO(self._file.readall())
             self._file.truncate(0)
         while stream.tell() < len(stream.getbuffer()):
-            self._found.append(pickle.load(stream))
+            try:
+                self._found.append(pickle.load(stream))
+            except (EOFError, pickle.UnpicklingError) as error:
+                # Megatron raises it on every rank.
+                self._found.append(OSError(f"what a writer reported is cut short: {error}"))
+                break
         if not self._found:
             raise queue.Empty
         return self._found.popleft()
@@ -54,9 +59,18 @@ class WriteResults:
             fcntl.lockf(self._file, fcntl.LOCK_UN)
 
 
-def without_server() -> None:
-    """Have Megatron's writers of this process report to `WriteResults`. Again changes nothing."""
+def _nameless_file() -> io.FileIO:
+    """In memory, where the system has such files: no disk that is full is in the way."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("write_results"), "r+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)
+
+
+def fresh_results() -> None:
+    """Have the writers of the next save report to a queue of its own.
+
+    Megatron's is one for all saves: of two in the background each could take the other's report.
+    """
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
-    if not isinstance(filesystem_async._results_queue, WriteResults):
-        filesystem_async._results_queue = WriteResults()
+    filesystem_async._results_queue = WriteResults()

@@ -56,17 +56,22 @@ def wait(
     long was cancelled.
     """
     states = [UNKNOWN] * len(jobs)
-    heard_s = time.monotonic()
+    heard_s = [time.monotonic()] * len(jobs)
     while True:
         states = [
             state if is_over(state) else job_state(job)
             for state, job in zip(states, jobs, strict=True)
         ]
         on_poll()
-        if not _IN_DOUBT.intersection(states):
-            heard_s = time.monotonic()
-        is_given_up = time.monotonic() - heard_s > patience_s
-        if all(is_over(state) or (is_given_up and state in _IN_DOUBT) for state in states):
+        now_s = time.monotonic()
+        heard_s = [
+            known_s if state in _IN_DOUBT else now_s
+            for state, known_s in zip(states, heard_s, strict=True)
+        ]
+        if all(
+            is_over(state) or (state in _IN_DOUBT and now_s - known_s > patience_s)
+            for state, known_s in zip(states, heard_s, strict=True)
+        ):
             return states
         time.sleep(every_s)
 

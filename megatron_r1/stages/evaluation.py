@@ -195,6 +195,7 @@ def _question(
     is_hf = is_hf_directory(source)
     checkpoint = source if is_hf else resolve_checkpoint(source)
     record = checkpoint / ("config.json" if is_hf else "state.json")
+    judge = config.evaluation.judge
     problems = json.dumps([dataclasses.asdict(problem) for problem in benchmark.problems])
     return {
         "checkpoint": str(checkpoint.resolve()),
@@ -202,6 +203,9 @@ def _question(
         "suite": _plain(dataclasses.asdict(suite)),
         "problems_sha256": hashlib.sha256(problems.encode()).hexdigest(),
         "template": config.data.template,
+        "engine": [config.rollout.name, getattr(config.rollout, "fp8", False)],
+        "precision": _plain(dataclasses.asdict(config.precision)),
+        "judge": [judge.model, judge.temperature, judge.max_tokens],
         "max_response_tokens": config.rollout.max_response_tokens,
         "temperature": config.evaluation.temperature,
         "top_p": config.evaluation.top_p,

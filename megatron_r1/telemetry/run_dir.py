@@ -95,11 +95,12 @@ class RunDir:
             if self._holds(*_BEGINS, *_RESULTS):
                 shutil.rmtree(replaced)
             else:
+                # First: a start after a kill amid this is to make room anew.
+                (self.path / _REPLACED_FOR).unlink(missing_ok=True)
                 self._delete_entries()
                 for entry in replaced.iterdir():
                     entry.rename(self.path / entry.name)
                 replaced.rmdir()
-                (self.path / _REPLACED_FOR).unlink(missing_ok=True)
         self._lock.close()
 
     def __enter__(self) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import queue
 
 import pytest
@@ -31,5 +32,15 @@ def test_what_forked_processes_put_arrives_whole_and_once():
     assert sorted(found) == sorted((size, b"x" * size) for size in sizes for _ in range(3))
     results.put(2)
     assert results.get_nowait() == 2
+    with pytest.raises(queue.Empty):
+        results.get_nowait()
+
+
+def test_a_report_that_is_cut_short_is_an_error_and_no_end():
+    results = WriteResults()
+    results.put("whole")
+    results._file.write(pickle.dumps("torn")[:-3])
+    assert results.get_nowait() == "whole"
+    assert isinstance(results.get_nowait(), OSError)
     with pytest.raises(queue.Empty):
         results.get_nowait()
