@@ -33,6 +33,7 @@ def deepseek(one_rank, tokenizer, tmp_path_factory):
     settings += ["rollout.health_timeout_s=12"]
     root = tmp_path_factory.mktemp("faults")
     with serve(one_rank, tokenizer, root, "deepseek_v3", *settings) as served:
+        served.engine.publish(0)
         yield served
 
 
