@@ -43,9 +43,9 @@ class PromptsByTurns:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
 
-    def take(self, n: int) -> list[Prompt]:
+    def take(self, n: int, *, step: int = 0) -> list[Prompt]:
         self._turns.between_steps(self._parts)
-        return self._source.take(n)
+        return self._source.take(n, step=step)
 
     def _parts(self) -> dict[str, float]:
         """Of the last step; the loop has counted the wait for its turn to its rollouts."""
