@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,7 @@ from megatron_r1.checkpoint.record import (
     write_record,
 )
 from megatron_r1.checkpoint.typed_fields import from_json
+from megatron_r1.config.model import ModelConfig
 from megatron_r1.errors import CheckpointError
 from megatron_r1.models.policy import Policy
 from megatron_r1.models.weight_bank import WeightBank
@@ -74,7 +75,9 @@ class _Pending:
 
     step: int
     partial: Path
-    finish: Callable[[Path], None]
+    final: Path
+    model: ModelConfig
+    record: Mapping[str, Any]
 
 
 class Trained(Protocol):
@@ -146,68 +149,72 @@ class CheckpointStore:
                 ones are untouched.
         """
         self.poll(wait=True)
-        final = self._dir / _name_of(state.step)
         with_reference = bank is not None and REFERENCE in bank
-
-        def begin() -> Path:
-            for left_over in self._dir.glob(".partial_*"):
-                shutil.rmtree(left_over, ignore_errors=True)
-            # A killed run's writer may still be at work: no two have a directory in common.
-            partial = self._dir / f".partial_{final.name}_{os.getpid()}"
-            (partial / POLICY).mkdir(parents=True)
-            if with_reference:
-                (partial / REFERENCE).mkdir()
-            if critic is not None:
-                (partial / CRITIC).mkdir()
-            return partial
-
-        def finish(partial: Path) -> None:
-            if self._tokenizer_dir is not None:
-                copy_tokenizer(self._tokenizer_dir, partial / TOKENIZER)
-            if (self._dir / FP8_SCALES).is_file():
-                shutil.copyfile(self._dir / FP8_SCALES, partial / FP8_SCALES)
-            write_record(
-                partial,
-                policy.config,
-                loop=dataclasses.asdict(state),
-                layout=policy.layout.describe(),
-                torch=torch.__version__,
-                head=policy.head.value,
-            )
-            publish(partial, final)
-            with replace_file(self._dir / "latest") as pointer:
-                pointer.write_text(final.name + "\n")
-                flush(pointer)
-            flush(self._dir)
-            self._prune(newest=final)
-
+        parts = [POLICY]
+        parts += [REFERENCE] if with_reference else []
+        parts += [CRITIC] if critic is not None else []
         with (
             self._failures_named(state.step),
             children_outlive_sigterm(),
             children_end_with_us(),
         ):
-            partial = on_main_rank(begin)
+            partial = on_main_rank(lambda: self._begin(state.step, parts))
             if with_reference:
                 with bank.use(REFERENCE):
                     weights = {"model": policy.sharded_state_dict()}
                     fresh_results()
                     dist_checkpointing.save(weights, str(partial / REFERENCE))
-            states = {POLICY: _state_dict(policy, optimizer)}
+            self._write(_state_dict(policy, optimizer), partial / POLICY)
             if critic is not None:
-                states[CRITIC] = _state_dict(critic.policy, critic.optimizer)
-            for name, tensors in states.items():
-                fresh_results()
-                write = dist_checkpointing.save(
-                    tensors, str(partial / name), async_sharded_save=True
-                )
-                if self._in_background:
-                    self._writes.schedule_async_request(write)
-                else:
-                    write.execute_sync()
-        self._pending = _Pending(state.step, partial, finish)
+                self._write(_state_dict(critic.policy, critic.optimizer), partial / CRITIC)
+        self._pending = _Pending(
+            state.step,
+            partial,
+            final=self._dir / _name_of(state.step),
+            model=policy.config,
+            record={
+                "loop": dataclasses.asdict(state),
+                "layout": policy.layout.describe(),
+                "torch": torch.__version__,
+                "head": policy.head.value,
+            },
+        )
         if not self._in_background:
             self.poll(wait=True)
-        return final
+        return self._dir / _name_of(state.step)
+
+    def _begin(self, step: int, parts: Sequence[str]) -> Path:
+        """An empty directory for the parts of a checkpoint. On the main rank."""
+        for left_over in self._dir.glob(".partial_*"):
+            shutil.rmtree(left_over, ignore_errors=True)
+        # A killed run's writer may still be at work: no two have a directory in common.
+        partial = self._dir / f".partial_{_name_of(step)}_{os.getpid()}"
+        for part in parts:
+            (partial / part).mkdir(parents=True)
+        return partial
+
+    def _write(self, tensors: dict[str, Any], directory: Path) -> None:
+        """Write one part, or begin to in the background."""
+        fresh_results()
+        write = dist_checkpointing.save(tensors, str(directory), async_sharded_save=True)
+        if self._in_background:
+            self._writes.schedule_async_request(write)
+        else:
+            write.execute_sync()
+
+    def _finish(self, pending: _Pending) -> None:
+        """Make what was written a checkpoint, and the newest one. On the main rank."""
+        if self._tokenizer_dir is not None:
+            copy_tokenizer(self._tokenizer_dir, pending.partial / TOKENIZER)
+        if (self._dir / FP8_SCALES).is_file():
+            shutil.copyfile(self._dir / FP8_SCALES, pending.partial / FP8_SCALES)
+        write_record(pending.partial, pending.model, **pending.record)
+        publish(pending.partial, pending.final)
+        with replace_file(self._dir / "latest") as pointer:
+            pointer.write_text(pending.final.name + "\n")
+            flush(pointer)
+        flush(self._dir)
+        self._prune(newest=pending.final)
 
     def poll(self, *, wait: bool = False) -> None:
         """Make what was written in the background a checkpoint, if it is there; every rank calls
@@ -223,7 +230,7 @@ class CheckpointStore:
             self._writes.maybe_finalize_async_calls(blocking=wait)
             if self._writes.get_num_unfinalized_calls():
                 return
-            on_main_rank(lambda: pending.finish(pending.partial))
+            on_main_rank(lambda: self._finish(pending))
         self._pending = None
 
     @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -38,8 +40,7 @@ class JudgeCache:
             self._replies[_key(request)] = reply
             if self._path is not None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                with open(self._path, "a", encoding="ascii") as file:
-                    file.write(line)
+                _append(self._path, line.encode())
 
     def _load(self, path: Path) -> None:
         lines = path.read_bytes().splitlines(keepends=True)
@@ -57,6 +58,15 @@ class JudgeCache:
                     f"{path}:{number} is no line of a judge's cache: {error}. Move the file away, "
                     "or set judge.cache_path to another one"
                 ) from error
+
+
+def _append(path: Path, line: bytes) -> None:
+    """All of the line or, on a full disk, none of it."""
+    with open(path, "ab", buffering=0) as file:
+        before = file.tell()
+        if file.write(line) < len(line):
+            file.truncate(before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def _key(request: dict[str, Any]) -> str:

@@ -33,26 +33,42 @@ class Worlds:
     """The tests' side: one process for all worlds."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__))],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self._process: subprocess.Popen[str] | None = None
 
     def run(self, module: str, world_size: int, *arguments: Any) -> str:
-        """What went wrong, if anything: the ends of what the ranks printed."""
+        """What went wrong, if anything: the ends of what the ranks printed.
+
+        Given up in the middle, by a time limit, it ends its ranks: no later test reads their
+        answer.
+        """
+        self._process = self._process or _start()
         request = {"module": module, "world_size": world_size, "arguments": arguments}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        assert answer, f"no ranks any more: exit code {self._process.wait()}"
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+            assert answer, f"no ranks any more: exit code {self._process.wait()}"
+        except BaseException:
+            self.close()
+            raise
         return json.loads(answer)["failure"]
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        """Its ranks end with it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def _start() -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__))],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def serve() -> None:

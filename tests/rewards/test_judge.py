@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -15,6 +19,7 @@ from megatron_r1.rewards.judge import (
     parse_correctness,
     parse_pair_verdict,
 )
+from megatron_r1.rewards.judge_cache import JudgeCache
 from tests.rewards.judge_server import Endpoint, Reply, judge_server
 
 CORRECT = Reply('```json\n{"analysis": "same", "correctness": "correct"}\n```')
@@ -203,6 +208,31 @@ def test_a_cache_cut_short_by_a_kill_goes_on(tmp_path):
     path.write_bytes(b"prose\n" + whole)
     with pytest.raises(DataError, match="judge.jsonl:1 is no line of a judge's cache"):
         Judge(JudgeConfig(cache_path=str(path)))
+
+
+def test_a_full_disk_leaves_no_half_of_a_judgement(tmp_path):
+    path = tmp_path / "judge.jsonl"
+    cache = JudgeCache(str(path))
+    cache.put({"q": 1}, {"a": 1})
+    whole = path.read_bytes()
+    with file_size_limit(len(whole) + 10), pytest.raises(OSError, match="No space left"):
+        cache.put({"q": 2}, {"a": 2})
+    assert path.read_bytes() == whole
+    cache.put({"q": 3}, {"a": 3})
+    assert JudgeCache(str(path)).get({"q": 3}) == {"a": 3}
+
+
+@contextmanager
+def file_size_limit(num_bytes: int) -> Iterator[None]:
+    """A write beyond it is cut short, as by a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
 
 
 def test_time_outs_and_failures_have_names_and_are_asked_again(tmp_path):
