@@ -22,6 +22,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
+from megatron_r1.algos.reduce import mean_parts
 from megatron_r1.algos.sft import sft_loss
 from megatron_r1.config.corpus import CorpusConfig
 from megatron_r1.config.load import load_config
@@ -31,9 +34,9 @@ from megatron_r1.data.examples import response_row
 from megatron_r1.data.gym_tasks import generate_problems
 from megatron_r1.data.tokenizer import train_tokenizer
 from megatron_r1.telemetry.table import render_table
+from megatron_r1.types import LossOutput
 
 REVERSED = "bf16, documents in reverse"
-ONE_SCALE = "fp8_block_sim, one scale a gradient"
 RUNS = {
     "bf16": ["precision=bf16"],
     REVERSED: ["precision=bf16"],
@@ -46,11 +49,10 @@ RUNS = {
         "precision=fp8_block_sim",
         "precision.gradient_blocks=true",
     ],
-    ONE_SCALE: ["precision=fp8_block_sim"],
 }
 WINDOW = 20
-WHOLE = (512, 512)
-"""More than a step has tokens, or a tiny model channels."""
+CHANNEL_SCALE = 2.0**4.5
+LOUDNESS = 2.0**10
 
 
 def examples_of(num_documents: int):
@@ -78,8 +80,8 @@ def train(name: str, seed: int, examples, arguments, host, layout) -> list[float
 
     config = config_of(arguments, name)
     policy = Policy(config.model, layout, config.precision, host, seed=seed)
-    if name == ONE_SCALE:
-        give_gradients_one_scale(policy)
+    if arguments.outliers:
+        scale_channels(policy)
     optimizer = OptimizerConfig(lr=arguments.lr, warmup_steps=20)
     megatron_step = MegatronStep(policy, optimizer)
     losses = []
@@ -87,22 +89,53 @@ def train(name: str, seed: int, examples, arguments, host, layout) -> list[float
         chosen = draw_examples(examples, step, arguments.sequences, seed=seed)
         if name == REVERSED:
             chosen = chosen[::-1]
+        if arguments.outliers:
+            chosen = [*map(quiet, chosen), *loud_pairs(chosen)]
         result = megatron_step.train_step(
             own_share(chosen, layout.dp),
-            megatron_step.on_logprobs(sft_loss),
+            megatron_step.on_logprobs(signed_loss if arguments.outliers else sft_loss),
             lr=learning_rate(step, arguments.steps, optimizer),
             num_sequences=len(chosen),
         )
-        losses.append(result.metrics["train/loss"])
+        losses.append(result.metrics["train/nll"])
     return losses
 
 
-def give_gradients_one_scale(policy) -> None:
-    """What blocks of 128 x 128 do, as far as it can be driven."""
+def scale_channels(policy) -> None:
+    """Make every other channel inside the MLPs large and the next one small; the model computes
+    what it did. Gradients there differ by as much, the other way round."""
     for chunk in policy.chunks:
         for module in chunk.modules():
-            if hasattr(module, "_recipe"):
-                module._recipe = dataclasses.replace(module._recipe, gradient_tile=WHOLE)
+            if not hasattr(module, "linear_fc1"):
+                continue
+            fc2_HF = module.linear_fc2.weight.data
+            scale_F = torch.full((fc2_HF.shape[1],), CHANNEL_SCALE)
+            scale_F[::2] = 1 / CHANNEL_SCALE
+            up_FH = module.linear_fc1.weight.data.chunk(2)[1]
+            up_FH *= scale_F[:, None]
+            fc2_HF /= scale_F
+
+
+def quiet(example):
+    return tuple(dataclasses.replace(row, advantage=1.0) for row in example)
+
+
+def loud_pairs(examples):
+    """Some documents twice, with large weights of either sign: their gradients cancel out, but only
+    where nothing is lost in between."""
+    return [
+        tuple(dataclasses.replace(row, advantage=sign * LOUDNESS) for row in example)
+        for example in examples[::2]
+        for sign in (1, -1)
+    ]
+
+
+def signed_loss(logprobs_T, micro) -> LossOutput:
+    """SFT's, each row times its advantage; reported is that of the rows that do not cancel."""
+    nll_T = torch.where(micro.loss_mask_T, -logprobs_T, 0.0)
+    loss = (micro.weights_T * micro.advantages_T * nll_T).sum()
+    is_quiet_T = micro.loss_mask_T & (micro.advantages_T == 1)
+    return LossOutput(loss=loss, metrics={"train/nll": mean_parts(nll_T[is_quiet_T])})
 
 
 def compare(losses: list[float], baseline: list[float]) -> list[float]:
@@ -127,6 +160,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=8, help="documents in a step")
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[7])
+    parser.add_argument("--outliers", action="store_true", help="plant some in the gradients")
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--out", type=Path, help="losses of every step, as JSON")
     arguments = parser.parse_args()
