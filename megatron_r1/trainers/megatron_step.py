@@ -143,8 +143,13 @@ class MegatronStep:
         for optimizer in self.optimizer.chained_optimizers:
             parameters = optimizer.get_parameters()
             if parameters:
+                # Moments in bfloat16 have gradients in `decoupled_grad`, and none in `grad`.
+                is_decoupled = optimizer.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
                 clip_grad_by_total_norm_fp32(
-                    parameters, max_norm=self._clip_grad, total_norm=grad_norm
+                    parameters,
+                    max_norm=self._clip_grad,
+                    total_norm=grad_norm,
+                    use_decoupled_grad=is_decoupled,
                 )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
