@@ -16,7 +16,7 @@ from megatron.core import dist_checkpointing
 
 from megatron_r1.config.load import load_config
 from megatron_r1.models.precision import Installed
-from tests.models.builders import logits_of, random_tokens
+from tests.models.builders import checkpoint_keys, logits_of, random_tokens
 
 pytestmark = pytest.mark.megatron
 
@@ -73,9 +73,3 @@ def test_the_model_and_its_checkpoints_are_the_same_with_apex(model, one_rank, a
             assert torch.equal(weight, before[name]), name
     tokens_T = random_tokens(20)
     torch.testing.assert_close(*(logits_of(policy, tokens_T, [20]) for policy in (plain, fused)))
-
-
-def checkpoint_keys(policy) -> set[str]:
-    """What the tensors are called in a checkpoint, where experts are stacked."""
-    chunks = policy.sharded_state_dict().values()
-    return {shard.key for chunk in chunks for shard in chunk.values() if hasattr(shard, "key")}

@@ -13,7 +13,7 @@ from megatron_r1.checkpoint.store import CheckpointStore, LoopState
 from megatron_r1.config.load import load_config
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.trainers.megatron_step import MegatronStep
-from tests.models.test_apex import checkpoint_keys
+from tests.models.builders import checkpoint_keys
 from tests.rollout.test_inprocess import generate, prompts
 from tests.trainers.test_megatron_step import BATCH, LENGTHS
 
