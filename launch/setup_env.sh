@@ -53,7 +53,8 @@ _install() {
     local pip=("$venv/bin/python" -m pip --disable-pip-version-check install -qq
         --constraint "$MEGATRON_R1_ROOT/constraints-cpu.txt")
     local extras
-    extras=$(IFS=, && echo "$*")
+    # Transformer Engine is built against the torch that is there: it comes after it, by itself.
+    extras=$(printf '%s\n' "$@" | grep -vx gpu | paste -sd, - || true)
     _step "install torch (the largest part)" "${pip[@]}" torch
     _step "install megatron-r1${extras:+[$extras]}" \
         "${pip[@]}" --editable "$MEGATRON_R1_ROOT${extras:+[$extras]}"
@@ -63,6 +64,12 @@ _install() {
     fi
     if [[ " $* " == *" launch "* ]]; then
         _step "install NeMo-Run without Ray" "${pip[@]}" --no-deps nemo-run leptonai torchx
+    fi
+    if [[ " $* " == *" gpu "* ]]; then
+        _step "install what Transformer Engine is built with" \
+            "${pip[@]}" setuptools wheel ninja pybind11
+        _step "install megatron-r1[gpu] (builds Transformer Engine; minutes)" \
+            "${pip[@]}" --no-build-isolation --editable "$MEGATRON_R1_ROOT[gpu]"
     fi
     touch "$stamp"
 }

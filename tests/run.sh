@@ -2,10 +2,43 @@
 # The tests, in the environment that they need.
 #
 #   bash tests/run.sh [pytest arguments]     e.g. tests/algos -k kl;  -m gpu;  -n 0 for one process
+#
+# With -m gpu on a machine that has one, Transformer Engine is installed, too, and has to be there.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/setup_env.sh
-setup_env dev sglang-cpu launch
+
+wants_gpu=0
+if [[ " $* " == *" -m gpu"* ]] && nvidia-smi --list-gpus >/dev/null 2>&1; then
+    wants_gpu=1
+fi
+extras=(dev sglang-cpu launch)
+if ((wants_gpu)); then
+    extras+=(gpu)
+fi
+setup_env "${extras[@]}"
+if ((wants_gpu)); then
+    # What cannot be imported would be skipped, and the run would be green without it.
+    python3 - <<'CHECK' || exit 2
+import sys
+
+import torch
+
+if not torch.cuda.is_available():
+    sys.exit(
+        f"tests: -m gpu: torch {torch.__version__} does not see the GPU that nvidia-smi lists. "
+        "Install a CUDA build of torch (docs/gpu.md)"
+    )
+try:
+    import transformer_engine.pytorch
+except ImportError as error:
+    sys.exit(
+        f"tests: -m gpu: Transformer Engine cannot be imported ({error}). "
+        "Install it, for this torch and CUDA: pip install --no-build-isolation "
+        "'transformer-engine[pytorch]>=2.10'"
+    )
+CHECK
+fi
 
 # Two workers, and one thread in each. Four ranks on two cores wait for each other in busy loops, so
 # the layouts are tested after the rest, alone.

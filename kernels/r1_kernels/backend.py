@@ -28,9 +28,11 @@ class Backend(Enum):
     """Triton, or an error; on a CPU in Triton's interpreter, which is for tests."""
 
 
-def takes_triton(backend: Backend, tensor: Tensor) -> bool:
+def takes_triton(backend: Backend, tensor: Tensor, *, capability: tuple[int, int] = (0, 0)) -> bool:
     """Whether Triton computes on this tensor.
 
+    Args:
+        capability: a GPU of a smaller one cannot run the kernel; `auto` takes plain PyTorch there.
     Raises:
         ValueError: Triton was asked for, and cannot be had.
     """
@@ -40,7 +42,9 @@ def takes_triton(backend: Backend, tensor: Tensor) -> bool:
         return False
     if backend is Backend.auto:
         # Float64 is for tests of the definitions: the kernels compute in float32.
-        return tensor.is_cuda and tensor.dtype is not torch.float64 and _triton_is_installed()
+        if not tensor.is_cuda or tensor.dtype is torch.float64 or not _triton_is_installed():
+            return False
+        return torch.cuda.get_device_capability(tensor.device) >= capability
     if not _triton_is_installed():
         raise ValueError("backend = triton, and Triton is not installed: pip install triton")
     if not tensor.is_cuda:

@@ -44,6 +44,8 @@ __all__ = [
 BLOCK = 128
 TILE_OF_WEIGHTS = (BLOCK, BLOCK)
 TILE_OF_ACTIVATIONS = (1, BLOCK)
+FIRST_WITH_FP8 = (8, 9)
+"""CUDA's compute capability, Ada and Hopper: before it Triton has no conversion to E4M3."""
 
 
 def quantize(
@@ -112,7 +114,7 @@ def _matrix_shape(matrix_RC: Tensor) -> tuple[int, int]:
 
 
 def _implementation(backend: Backend, tensor: Tensor) -> ModuleType:
-    if takes_triton(backend, tensor):
+    if takes_triton(backend, tensor, capability=FIRST_WITH_FP8):
         from r1_kernels.triton import fp8_blocks as compiled
 
         return compiled

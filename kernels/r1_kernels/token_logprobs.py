@@ -25,8 +25,10 @@ from r1_kernels.logit_rows import combine_shards, logit_gradient, logit_statisti
 
 CHUNK_BYTES = 1 << 26
 """Logits held at once, at most, unless one row or column is more: 64 MiB. At 129,280 columns in
-bfloat16 that is 259 tokens: by its data sheet an H200 then multiplies for longer than it reads the
-head (not measured)."""
+bfloat16 that is room for 259 tokens, of which 256 are taken: by its data sheet an H200 then
+multiplies for longer than it reads the head (not measured)."""
+PRODUCT_TILE = 128
+"""Rows or columns that a GPU's matrix product works on as one. 259 rows cost it as much as 384."""
 
 
 def token_logprobs(
@@ -123,6 +125,8 @@ class _Logits:
         """Slices of `count` rows or columns of logits that are `across` long."""
         itemsize = max(dtype.itemsize, 4 if self._float32 else 0)
         step = max(self._chunk_bytes // max(across * itemsize, 1), 1)
+        if step > PRODUCT_TILE:
+            step -= step % PRODUCT_TILE
         return (slice(start, start + step) for start in range(0, count, step))
 
 

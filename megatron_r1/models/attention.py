@@ -25,6 +25,7 @@ from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from torch import Tensor
 
+from megatron_r1.models.fp8_linear import seen_by_product, weight_in_product
 from megatron_r1.models.layers import ReplicatedLinear
 from megatron_r1.models.rope import rotate
 from megatron_r1.models.stream import TokenStream
@@ -130,7 +131,9 @@ class StreamLatentAttention(MLASelfAttention):
         k_rope_TR = rotate(k_rope_TR.unsqueeze(1), *angles, interleaved=True).squeeze(1)
 
         if stream.cache is not None:
-            columns = torch.cat((self._whole_stream(latent).squeeze(1), k_rope_TR), dim=-1)
+            # Only the up-projection reads latents; the cache holds what it sees of them.
+            seen = seen_by_product(self.linear_kv_up_proj, self._whole_stream(latent))
+            columns = torch.cat((seen.squeeze(1), k_rope_TR), dim=-1)
             rows_T, positions_T = stream.cache_rows_T, stream.positions_T
             stream.cache.write(self.layer_number, rows_T, positions_T, columns)
         if stream.decoding:
@@ -158,7 +161,8 @@ class StreamLatentAttention(MLASelfAttention):
 
     def _decode(self, q_nope_THK: Tensor, q_rope_THR: Tensor, stream: TokenStream) -> Tensor:
         """Attention among latents: q W_uk against them, then W_uv on their weighted sum."""
-        weight_HKD = self.linear_kv_up_proj.weight.unflatten(0, (q_nope_THK.shape[1], -1))
+        weight = weight_in_product(self.linear_kv_up_proj)
+        weight_HKD = weight.unflatten(0, (q_nope_THK.shape[1], -1))
         up_k_HKD, up_v_HVD = weight_HKD.split((q_nope_THK.shape[-1], self.config.v_head_dim), dim=1)
         q_latent_THD = torch.bmm(q_nope_THK.transpose(0, 1), up_k_HKD).transpose(0, 1)
         q_THK = torch.cat((q_latent_THD, q_rope_THR), dim=-1)

@@ -54,7 +54,7 @@ class _Fp8Linear(torch.autograd.Function):
         ctx.recipe = recipe
         x_TK = _seen(x.reshape(-1, x.shape[-1]), TILE_OF_ACTIVATIONS, recipe)
         y_TN = x_TK @ _seen(weight_NK, TILE_OF_WEIGHTS, recipe).T
-        return y_TN.to(x.dtype).view(*x.shape[:-1], -1)
+        return y_TN.to(x.dtype).view(*x.shape[:-1], weight_NK.shape[0])
 
     @staticmethod
     @once_differentiable
@@ -77,6 +77,23 @@ def _seen(matrix: Tensor, tile: tuple[int, int], recipe: Fp8Recipe) -> Tensor:
     """What FP8 keeps of a matrix, in float32."""
     codes, scales = quantize(matrix, tile=tile, power_of_two=recipe.power_of_two)
     return dequantize(codes, scales, torch.float32, tile=tile)
+
+
+def seen_by_product(linear: torch.nn.Module, x: Tensor) -> Tensor:
+    """What `linear` makes of its inputs [..., K] before it multiplies them, in their dtype; for
+    those who multiply in another order. Powers of two as scales change no bit of a code's number,
+    so that bfloat16 holds it exactly."""
+    if not isinstance(linear, _Fp8Products):
+        return x
+    x_TK = _seen(x.reshape(-1, x.shape[-1]), TILE_OF_ACTIVATIONS, linear._recipe)
+    return x_TK.to(x.dtype).view(x.shape)
+
+
+def weight_in_product(linear: torch.nn.Module) -> Tensor:
+    """The same of its weight, [N, K]."""
+    if not isinstance(linear, _Fp8Products):
+        return linear.weight
+    return _seen(linear.weight, TILE_OF_WEIGHTS, linear._recipe).to(linear.weight.dtype)
 
 
 class _Fp8Products:

@@ -21,6 +21,7 @@ from torch import Tensor
 from megatron_r1.algos.logprobs import next_tokens
 from megatron_r1.config.model import DeepseekV3Config, Head, ModelConfig
 from megatron_r1.config.precision import DType, PrecisionConfig
+from megatron_r1.models.attention import StreamLatentAttention
 from megatron_r1.models.heads import HEAD_PREFIX, ValueModel
 from megatron_r1.models.init import chunk_state_dict, initialize_weights
 from megatron_r1.models.kv_cache import KvCache
@@ -246,7 +247,8 @@ class Policy:
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        """Evaluation mode without gradients."""
+        """Evaluation mode without gradients, with the weights as they are now."""
+        self.renew_fp8_weights()
         was_training = self.chunks[0].training
         self._train(False)
         try:
@@ -254,6 +256,15 @@ class Policy:
                 yield
         finally:
             self._train(was_training)
+
+    def renew_fp8_weights(self) -> None:
+        """Have the next pass make FP8 numbers of the weights again.
+
+        Transformer Engine's linears keep them from one pass to the next until they are told that
+        weights may have changed. Megatron's schedules tell them; a pass outside of those cannot.
+        """
+        for chunk in self.chunks:
+            chunk.set_is_first_microbatch()
 
     def _train(self, mode: bool) -> None:
         for chunk in self.chunks:
@@ -310,6 +321,11 @@ def _mark_sharded_weights(model: GPTModel) -> None:
                 set_tensor_model_parallel_attributes(
                     module.weight, is_parallel=True, dim=dim, stride=1
                 )
+        elif isinstance(module, StreamLatentAttention):
+            # Transformer Engine marks weights of all its linears, these whole ones, too.
+            for name in ("linear_q_down_proj", "linear_kv_down_proj"):
+                if hasattr(module, name):
+                    getattr(module, name).weight.tensor_model_parallel = False
 
 
 def _separate_expert_gradients(model: GPTModel) -> None:

@@ -5,6 +5,13 @@ experts among them, in prediction layers, too. Those are the matrices that DeepS
 in FP8. What stays in `precision.dtype`: embedding, head, router, norms, the attention between its
 linears, and the projection that joins a prediction layer's two inputs.
 
+Decoding in process multiplies by multi-latent attention's up-projection of keys and values in
+another order (`StreamLatentAttention._decode`). Under the simulation it takes the FP8 numbers of
+weight and latents there, so that sampler and trainer differ by bfloat16's roundings alone. Under
+Transformer Engine that one linear is in bfloat16 while decoding: the sampler is off by what FP8
+loses in it, log-probabilities of the update are the trainer's own all the same
+(`logprobs_old`), and the difference is in the `mismatch/` metrics.
+
 The parameters and their names are the same for all parts: see `plain_name` for Transformer Engine's
 grouped experts.
 """
@@ -31,8 +38,13 @@ from megatron_r1.models.fp8_linear import (
 )
 from megatron_r1.models.layers import LatentNorm, ReplicatedLinear, RmsNorm
 
-_RECIPES = {Fp8.block: "blockwise", Fp8.tensor: "tensorwise", Fp8.mxfp8: "mxfp8"}
-"""Megatron-Core's names of Transformer Engine's recipes."""
+_RECIPES = {
+    Fp8.block: ("blockwise", "e4m3"),
+    Fp8.tensor: ("tensorwise", "hybrid"),
+    Fp8.mxfp8: ("mxfp8", "e4m3"),
+}
+"""Transformer Engine's recipes and number formats by Megatron-Core's names; formats are the
+recipes' own defaults. With one scale for a whole tensor, gradients take the wider range of E5M2."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,8 @@ def fp8_fields(precision: PrecisionConfig) -> dict[str, Any]:
     """Fields of Megatron-Core's configuration, for FP8 by Transformer Engine."""
     if precision.fp8 not in _RECIPES:
         return {}
-    return dict(fp8="e4m3", fp8_recipe=_RECIPES[precision.fp8])
+    fp8_recipe, fp8_format = _RECIPES[precision.fp8]
+    return dict(fp8=fp8_format, fp8_recipe=fp8_recipe)
 
 
 def plain_name(name: str) -> str:

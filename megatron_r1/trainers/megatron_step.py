@@ -26,6 +26,7 @@ from torch import Tensor
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.models.policy import Policy
+from megatron_r1.models.precision import Installed
 from megatron_r1.models.stream import TokenStream
 from megatron_r1.parallel.layout import Axis
 from megatron_r1.trainers.micro_batches import OnMicroBatch, plan_micro_batches, run_micro_batches
@@ -143,8 +144,13 @@ class MegatronStep:
         for optimizer in self.optimizer.chained_optimizers:
             parameters = optimizer.get_parameters()
             if parameters:
+                # Moments in bfloat16 have gradients in `decoupled_grad`, and none in `grad`.
+                is_decoupled = optimizer.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
                 clip_grad_by_total_norm_fp32(
-                    parameters, max_norm=self._clip_grad, total_norm=grad_norm
+                    parameters,
+                    max_norm=self._clip_grad,
+                    total_norm=grad_norm,
+                    use_decoupled_grad=is_decoupled,
                 )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -198,11 +204,11 @@ def _moment_fields(config: OptimizerConfig, policy: Policy) -> dict[str, Any]:
     """
     if not config.bf16_moments:
         return {}
-    if policy.parts.name != "transformer_engine":
+    if not Installed.on(policy.host.device).transformer_engine:
         raise ConfigError(
-            f"optimizer.bf16_moments with {policy.parts.name} layers: only Transformer Engine's "
-            "Adam holds moments in bfloat16. On a GPU machine: pip install -e '.[gpu]'. Without: "
-            "optimizer.bf16_moments=false"
+            "optimizer.bf16_moments: only Transformer Engine's Adam holds moments in bfloat16, and "
+            f"there is none for {policy.host.device.type}. On a GPU machine: "
+            "pip install -e '.[gpu]'. Without: optimizer.bf16_moments=false"
         )
     return dict(
         use_precision_aware_optimizer=True,

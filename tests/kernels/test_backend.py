@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from r1_kernels.backend import Backend, takes_triton
-from r1_kernels.fp8_blocks import quantize
+from r1_kernels.fp8_blocks import FIRST_WITH_FP8, quantize
 
 
 def test_plain_pytorch_computes_on_a_cpu_unless_triton_is_asked_for(monkeypatch):
     monkeypatch.delenv("R1_KERNELS", raising=False)
     assert not takes_triton(Backend.auto, torch.zeros(1))
     assert not takes_triton(Backend.reference, torch.zeros(1))
+
+
+@pytest.mark.parametrize(("gpu", "taken"), [((8, 0), False), ((8, 9), True), ((9, 0), True)])
+def test_gpus_without_fp8_quantise_by_plain_pytorch(gpu, taken, monkeypatch):
+    monkeypatch.delenv("R1_KERNELS", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: gpu)
+    tensor = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, device="cuda")
+    assert takes_triton(Backend.auto, tensor, capability=FIRST_WITH_FP8) == taken
+    assert takes_triton(Backend.auto, tensor)  # all other kernels
+    assert takes_triton(Backend.triton, tensor, capability=FIRST_WITH_FP8)  # asked for by name
 
 
 def test_one_variable_switches_whatever_takes_the_default(device, monkeypatch):

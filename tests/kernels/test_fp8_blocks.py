@@ -109,7 +109,7 @@ def test_a_block_of_zeros():
 
 
 TILES = [TILE_OF_ACTIVATIONS, TILE_OF_WEIGHTS]
-SHAPES = [(1, 1), (3, 128), (130, 257), (33, 200), (0, 128)]
+SHAPES = [(1, 1), (3, 128), (130, 257), (33, 200), (0, 128), (128, 0)]
 
 
 def numbers(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:

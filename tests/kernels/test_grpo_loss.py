@@ -73,6 +73,47 @@ def test_triton_agrees_with_float64(num_tokens, kl_beta, device):
 
 
 @pytest.mark.parametrize("backend", [Backend.reference, Backend.triton])
+def test_no_tokens_at_all(backend, device):
+    tensors = [x if x.dtype is torch.bool else x.float() for x in problem(0, device=device)]
+    loss, sums_5, grad_T = run(tensors, eps_low=0.2, eps_high=0.2, kl_beta=0.1, backend=backend)
+    assert loss == 0 and sums_5.tolist() == [0] * 5 and grad_T.shape == (0,)
+
+
+def test_ratios_that_overflow_are_clipped_or_infinite(device):
+    """e^100 is beyond float32 and within float64. With a gain the token is clipped and does not
+    move; with a loss it is worth what it is, which a trainer sees."""
+    tensors = problem(40, device=device)
+    tensors[1][5] = tensors[0][5] - 100
+    tensors[-1][5] = True
+    settings = dict(eps_low=0.2, eps_high=0.3, kl_beta=0.1)
+    for advantage in (2.0, -2.0):
+        tensors[3][5] = advantage
+        single = [x if x.dtype is torch.bool else x.float() for x in tensors]
+        loss, sums_5, grad_T = run(single, backend=Backend.triton, **settings)
+        wanted, wanted_5, wanted_T = run(tensors, backend=Backend.reference, **settings)
+        others = torch.arange(40, device=device) != 5
+        assert_close(grad_T[others], wanted_T[others], **F32)
+        assert_close(sums_5[:2], wanted_5[:2], **F32)
+        assert sums_5[2] == sums_5[3] == math.inf
+        if advantage > 0:
+            assert_close((loss, grad_T[5]), (wanted, wanted_T[5]), **F32)
+        else:
+            assert loss == grad_T[5] == math.inf and wanted > 1e40
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_a_nan_of_a_token_that_counts_is_in_the_loss(place):
+    """A GPU's own minimum and maximum pass over it; the interpreter's do not."""
+    tensors = [x if x.dtype is torch.bool else x.float() for x in problem(40, device="cuda")]
+    tensors[-1][7] = True
+    tensors[place][7] = math.nan
+    loss, _, grad_T = run(tensors, eps_low=0.2, eps_high=0.2, kl_beta=0.1, backend=Backend.triton)
+    assert loss.isnan() and grad_T[7].isnan() and grad_T[:7].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", [Backend.reference, Backend.triton])
 def test_other_tokens_are_never_read(backend, device):
     tensors = [x if x.dtype is torch.bool else x.float() for x in problem(40, device=device)]
     mask_T = tensors[-1]

@@ -64,6 +64,27 @@ def test_triton_agrees_with_indexing(num_tokens, num_copies, num_experts, width,
     assert_close(results[1][1:], results[0][1:], rtol=2e-6, atol=1e-5)
 
 
+def test_triton_rounds_bfloat16_as_indexing_does(device):
+    """Sums are taken in float32 and rounded once: with two copies, bit for bit."""
+    experts_TK, tokens_TD, weights_TK = problem(40, 2, 5, 33, device=device)
+    placement = place(experts_TK, 5, multiple=4)
+    results = []
+    for backend in (Backend.reference, Backend.triton):
+        tokens, weights = tokens_TD.bfloat16().requires_grad_(), weights_TK.clone().requires_grad_()
+        rows_MD = permute(tokens, placement, backend=backend)
+        out_TD = unpermute(rows_MD, placement, weights, backend=backend)
+        (out_TD.float() * tokens_TD).sum().backward()
+        results.append((rows_MD.detach(), out_TD.detach(), tokens.grad, weights.grad))
+    reference, triton = results
+    assert all(x.dtype is torch.bfloat16 for x in triton[:3])
+    for actual, expected in zip(triton[:2], reference[:2], strict=True):
+        assert torch.equal(actual, expected)
+    # Gradients of tokens come by way of the rows', which are rounded, too.
+    assert (triton[2] != reference[2]).double().mean() < 0.01
+    assert_close(triton[2], reference[2], rtol=2**-7, atol=2**-9)
+    assert_close(triton[3], reference[3], rtol=2e-6, atol=1e-5)
+
+
 def test_the_way_back_undoes_the_way_there():
     experts_TK, tokens_TD, _ = problem(50, 3, 6, 7)
     placement = place(experts_TK, 6, multiple=8)

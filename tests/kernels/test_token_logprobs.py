@@ -13,9 +13,9 @@ import torch
 from torch.testing import assert_close
 
 from r1_kernels.backend import Backend
-from r1_kernels.logit_rows import combine_shards, logit_statistics
+from r1_kernels.logit_rows import combine_shards, logit_gradient, logit_statistics
 from r1_kernels.reference import token_logprobs as reference
-from r1_kernels.token_logprobs import token_logprobs
+from r1_kernels.token_logprobs import CHUNK_BYTES, _Logits, token_logprobs
 
 F32 = dict(rtol=5e-6, atol=5e-6)
 F64 = dict(rtol=1e-12, atol=1e-12)
@@ -62,17 +62,80 @@ def test_chunks_agree_with_all_logits_at_once_in_float64(shape, chunk_bytes):
         assert_close(actual, expected, **F64)
 
 
+def test_chunks_are_whole_tiles_of_a_product_where_there_is_room_for_one():
+    def lengths(chunk_bytes: int, across: int) -> list[int]:
+        how = dict(scale=1.0, num_valid=None, float32=False, backend=Backend.auto)
+        chunks = _Logits(chunk_bytes=chunk_bytes, **how).chunks(600, across, torch.bfloat16)
+        return [len(range(600)[rows]) for rows in chunks]
+
+    assert lengths(CHUNK_BYTES, 129280) == [256, 256, 88]  # and not 259
+    assert lengths(2 * 10 * 127, 10) == [127, 127, 127, 127, 92]
+    assert lengths(2 * 10 * 600, 10) == [512, 88]
+
+
 @pytest.mark.parametrize("shape", [(1, 3, 5), (7, 24, 130), (5, 4, 257), (3, 8, 64)])
 def test_triton_agrees_with_float64(shape, device):
     inputs = problem(*shape, device=device)
-    expected = run(reference.token_logprobs, *inputs, temperature=0.7)
+    inputs[2].clamp_(max=shape[2] - 3)
     single = [x.float() if x.is_floating_point() else x for x in inputs]
-    for chunk_bytes in (1 << 20, shape[2] * 4 * 2):
-        actual = run(
-            token_logprobs, *single, temperature=0.7, chunk_bytes=chunk_bytes,
-            backend=Backend.triton,
-        )  # fmt: skip
-        assert_close([x.double() for x in actual], list(expected), **F32)
+    for vocab_size in (None, shape[2] - 2):  # the last two may be padding
+        more = dict(temperature=0.7, vocab_size=vocab_size)
+        expected = run(reference.token_logprobs, *inputs, **more)
+        for chunk_bytes in (1 << 20, shape[2] * 4 * 2):
+            actual = run(
+                token_logprobs, *single, **more, chunk_bytes=chunk_bytes, backend=Backend.triton
+            )
+            assert_close([x.double() for x in actual], list(expected), **F32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_of_narrow_logits_are_rounded_once_and_to_the_nearest(dtype, device):
+    generator = torch.Generator().manual_seed(0)
+    logits_cv = (3 * torch.randn(5, 130, generator=generator)).to(dtype).to(device)
+    columns_c = torch.tensor([0, 129, 64, -1, 127], device=device)
+    grad_c = torch.tensor([1.0, -2.0, 0.3, 5.0, 1e-2], device=device)
+    peak_c, log_sum_c, entropy_c, _ = combine_shards(
+        logit_statistics(logits_cv, columns_c, scale=0.7, backend=Backend.triton), None
+    )
+    exact_cv = (logits_cv.double() * 0.7).log_softmax(1)
+    assert_close((peak_c + log_sum_c).double(), (logits_cv.double() * 0.7).logsumexp(1), **F32)
+    assert_close(entropy_c.double(), torch.special.entr(exact_cv.exp()).sum(1), **F32)
+    sums = (columns_c, peak_c, log_sum_c, grad_c)
+    actual, expected = (
+        logit_gradient(logits_cv.clone(), *sums, scale=0.7, backend=backend)
+        for backend in (Backend.triton, Backend.reference)
+    )
+    # Float32 before the rounding differs in its last bits: seldom enough to change the rounding.
+    assert (actual != expected).double().mean() < 0.01
+    assert_close(actual, expected, rtol=torch.finfo(dtype).eps, atol=1e-7)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_extreme_logits_to_the_last_digits(backend, device):
+    """Logits of some 1e4 that are given, and not computed: float32 holds them as they are. Two
+    words are close in each row, so that probabilities are not 0 or 1."""
+    generator = torch.Generator().manual_seed(0)
+    logits_cv = (1e4 * torch.randn(6, 130, generator=generator)).to(device)
+    top_c = logits_cv.argmax(dim=1)
+    near_c = (top_c + 70) % 130  # in another block
+    rows = torch.arange(6, device=device)
+    logits_cv[rows, near_c] = logits_cv[rows, top_c] - torch.arange(6, device=device) / 4
+    columns_c = torch.where(rows % 2 == 0, near_c, top_c)
+    columns_c[5] = (top_c[5] + 3) % 130  # one that is impossible
+    exact_cv = logits_cv.double().log_softmax(1)
+    statistics_4c = logit_statistics(logits_cv, columns_c, backend=backend)
+    peak_c, log_sum_c, entropy_c, target_c = combine_shards(statistics_4c, None)
+    assert_close(
+        (target_c - peak_c - log_sum_c).double(), exact_cv[rows, columns_c], rtol=1e-6, atol=1e-6
+    )
+    assert_close(entropy_c.double(), torch.special.entr(exact_cv.exp()).sum(1), rtol=0, atol=1e-6)
+    grad_c = torch.linspace(-1, 2, 6, device=device)
+    expected_cv = -exact_cv.exp() * grad_c[:, None]
+    expected_cv[rows, columns_c] += grad_c
+    sums = (columns_c, peak_c, log_sum_c, grad_c)
+    actual_cv = logit_gradient(logits_cv.clone(), *sums, backend=backend)
+    assert_close(actual_cv.double(), expected_cv.double(), rtol=0, atol=1e-6)
+    assert (expected_cv.abs() > 0.1).sum() > 6
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

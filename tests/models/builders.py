@@ -39,3 +39,9 @@ def logits_of(policy: Policy, tokens_T: Tensor, lengths: Sequence[int]) -> Tenso
     """logits_TV of one packed stream, on the CPU."""
     device = policy.host.device
     return policy.forward(tokens_T.to(device), stream_of(lengths, device=device)).cpu()
+
+
+def checkpoint_keys(policy: Policy) -> set[str]:
+    """What the tensors are called in a checkpoint, where experts are stacked."""
+    chunks = policy.sharded_state_dict().values()
+    return {shard.key for chunk in chunks for shard in chunk.values() if hasattr(shard, "key")}

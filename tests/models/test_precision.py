@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -12,11 +14,15 @@ from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.precision import DType, Fp8, Parts, PrecisionConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.models.fp8_linear import Fp8Recipe, fp8_linear
-from megatron_r1.models.precision import Installed, parts_name, plain_name
+from megatron_r1.models.policy import _mark_sharded_weights
+from megatron_r1.models.precision import Installed, fp8_fields, parts_name, plain_name
+from megatron_r1.models.stream import TokenStream
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.weights.fp8_files import is_quantized
 from megatron_r1.weights.names import name_table
 from r1_kernels.fp8_blocks import dequantize, quantize
+from tests.models.builders import logits_of
+from tests.rollout.test_inprocess import generate, prompts
 from tests.trainers.test_megatron_step import BATCH, LENGTHS
 
 NOTHING = Installed(transformer_engine=False, apex=False)
@@ -87,6 +93,125 @@ def test_blocks_on_gradients_lose_tokens_beside_a_loud_one():
         _, grad_x, _ = products(x, weight, grad, Fp8Recipe(gradient_tile=tile))
         error = (grad_x[quiet] - exact).norm() / exact.norm()
         assert (error > 0.9) if lost else (error < 0.06)
+
+
+def test_an_expert_without_tokens():
+    x, weight = torch.zeros(0, 200), matrix(130, 200, seed=0)
+    y, grad_x, grad_weight = products(x, weight, torch.zeros(0, 130), Fp8Recipe())
+    assert y.shape == (0, 130) and grad_x.shape == (0, 200)
+    assert torch.equal(grad_weight, torch.zeros(130, 200))
+
+
+def simulated(model: str, *overrides: str):
+    names = (f"model={model}", "precision=fp8_block_sim", "rollout.max_response_tokens=64")
+    return load_config([*names, *overrides])
+
+
+@pytest.mark.megatron
+@pytest.mark.parametrize("model", ["tiny_v3", "tiny_qwen3_moe"])
+def test_a_mixture_of_experts_takes_a_step_in_the_simulation(model, one_rank):
+    step = MegatronStep(one_rank.policy(simulated(model)), OptimizerConfig())
+    before = {name: w.detach().clone() for name, w in step.policy.named_parameters()}
+    row = dataclasses.replace(BATCH, rows=BATCH.rows[1:2])  # of 5 tokens: most experts get none
+    result = step.train_step(row, step.on_logprobs(sft_loss), lr=1e-3, num_sequences=1)
+    assert not result.skipped and result.metrics["train/grad_norm"] > 0
+    moved = {name for name, w in step.policy.named_parameters() if (w != before[name]).any()}
+    experts = {name for name in before if ".local_experts." in name}
+    assert experts & moved and experts - moved
+
+
+class PassThrough(torch.nn.Module):
+    def forward(self, x):
+        return x, None
+
+
+@pytest.mark.megatron
+@torch.no_grad()
+def test_latent_attention_decodes_with_the_fp8_numbers_that_it_trains_with(one_rank):
+    """It multiplies by its up-projection in another order: see `_decode`."""
+    policy = one_rank.policy(simulated("tiny_v3"))
+    attention = policy.chunks[0].decoder.layers[0].self_attention
+    attention.linear_proj = PassThrough()  # its FP8 tiles would blow up roundings of bfloat16
+    hidden = matrix(20, 1, policy.config.hidden_size, seed=4).bfloat16()
+    cache = policy.new_cache(num_rows=1, max_context=20)
+
+    def attend(first: int, **more) -> torch.Tensor:
+        stream = TokenStream(
+            positions_T=torch.arange(first, 20),
+            seq_lengths=(20 - first,),
+            balance_scale=0.0,
+            cache=cache,
+            cache_rows_T=torch.zeros(20 - first, dtype=torch.long),
+            **more,
+        )
+        stream.rope_cos_TK, stream.rope_sin_TK = policy._rope.at(stream.positions_T)
+        return attention(hidden[first:], None, packed_seq_params=stream)[0].float()
+
+    whole, last = attend(0)[-1], attend(19, decoding=True, max_context=20)[0]
+    # Some roundings of 2^-9 each; FP8 rounds at 2^-4.
+    assert (last - whole).norm() < 2**-7 * whole.norm()
+
+
+@pytest.mark.megatron
+def test_the_simulation_decodes_what_it_trains(one_rank):
+    """A bfloat16 rounding more or less becomes one of FP8 in the next linear's tiles, so that this
+    bound is wide."""
+    assert decoding_gaps(one_rank.policy(simulated("tiny_v3"))).mean() < 0.2
+
+
+def decoding_gaps(policy) -> torch.Tensor:
+    """|log-probability while decoding - the training forward's| of each token sampled, in nats."""
+    gaps = []
+    some_prompts = {prompt.draw: prompt for prompt in prompts(3)}
+    for (draw, _), rollout in generate(policy, list(some_prompts.values()), max_batch=5).items():
+        prompt_ids = some_prompts[draw].token_ids
+        tokens_L = torch.tensor(prompt_ids + rollout.token_ids)
+        logprobs_LV = logits_of(policy, tokens_L, [len(tokens_L)]).float().log_softmax(dim=-1)
+        num_prompt = len(prompt_ids)
+        expected = logprobs_LV[num_prompt - 1 : -1].gather(1, tokens_L[num_prompt:, None])
+        gaps.append((expected.squeeze(1) - torch.tensor(rollout.logprobs)).abs())
+    return torch.cat(gaps)
+
+
+class CachingLinear(torch.nn.Module):
+    """What Transformer Engine's linears keep: whether weights may have changed."""
+
+    is_first_microbatch = True
+
+
+@pytest.mark.megatron
+def test_rollouts_do_not_take_fp8_weights_of_before_an_update(one_rank):
+    policy = one_rank.policy(load_config(["model=tiny_dense", "rollout.max_response_tokens=64"]))
+    linear = policy.chunks[0].linear = CachingLinear()
+    policy.megatron_config.fp8 = "e4m3"
+    for _ in range(2):
+        linear.is_first_microbatch = False  # as a forward pass leaves it
+        with policy.inference():
+            assert linear.is_first_microbatch
+
+
+@pytest.mark.megatron
+def test_whole_weights_are_counted_once_in_a_gradient_norm(one_rank):
+    """Transformer Engine marks all weights as parts; here that is done by hand."""
+    chunk = one_rank.policy(load_config(["model=tiny_v3"])).chunks[0]
+    for weight in chunk.parameters():  # as the layers were built
+        vars(weight).pop("tensor_model_parallel", None)
+        vars(weight).pop("partition_dim", None)
+        vars(weight).pop("partition_stride", None)
+    weights = {name: w for name, w in chunk.named_parameters() if "_down_proj." in name}
+    for weight in weights.values():
+        weight.tensor_model_parallel = True
+    _mark_sharded_weights(chunk)
+    assert weights and not any(w.tensor_model_parallel for w in weights.values())
+    assert chunk.decoder.layers[0].self_attention.linear_proj.weight.tensor_model_parallel
+
+
+@pytest.mark.parametrize(
+    ("fp8", "number_format"),
+    [(Fp8.block, "e4m3"), (Fp8.tensor, "hybrid"), (Fp8.mxfp8, "e4m3")],
+)
+def test_one_scale_for_a_tensor_has_gradients_in_e5m2(fp8, number_format):
+    assert fp8_fields(precision(fp8))["fp8"] == number_format
 
 
 def names_and_shapes(policy):
@@ -176,8 +301,8 @@ def test_fp8_without_transformer_engine_says_what_to_do(name):
 @pytest.mark.megatron
 def test_moments_in_bfloat16_need_transformer_engine(one_rank):
     policy = one_rank.policy(load_config(["model=tiny_dense", "rollout.max_response_tokens=64"]))
-    if policy.parts.name != "transformer_engine":
-        with pytest.raises(ConfigError, match="bf16_moments with plain layers.*bf16_moments=false"):
+    if not Installed.on(policy.host.device).transformer_engine:
+        with pytest.raises(ConfigError, match="bf16_moments.*none for cpu.*bf16_moments=false"):
             MegatronStep(policy, OptimizerConfig(bf16_moments=True))
 
 

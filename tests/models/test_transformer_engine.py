@@ -1,4 +1,5 @@
-"""Transformer Engine's layers beside plain ones and the simulation, on a GPU. Not run yet."""
+"""Transformer Engine's layers beside plain ones and the simulation, on a GPU; what FP8 and moments
+in bfloat16 do to training. Not run yet."""
 
 from __future__ import annotations
 
@@ -8,9 +9,12 @@ import pytest
 import torch
 
 from megatron_r1.algos.sft import sft_loss
+from megatron_r1.checkpoint.store import CheckpointStore, LoopState
 from megatron_r1.config.load import load_config
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.trainers.megatron_step import MegatronStep
+from tests.models.builders import checkpoint_keys
+from tests.rollout.test_inprocess import generate, prompts
 from tests.trainers.test_megatron_step import BATCH, LENGTHS
 
 pytestmark = [
@@ -25,9 +29,19 @@ pytestmark = [
 MODELS = ["tiny_dense", "tiny_v3", "tiny_qwen3_moe"]
 
 
-def step_of(one_rank, model: str, *overrides: str) -> MegatronStep:
+def step_of(one_rank, model: str, *overrides: str, **optimizer) -> MegatronStep:
     config = load_config([f"model={model}", "rollout.max_response_tokens=64", *overrides])
-    return MegatronStep(one_rank.policy(config), OptimizerConfig())
+    return MegatronStep(one_rank.policy(config), OptimizerConfig(**optimizer))
+
+
+def updates(step: MegatronStep, count: int) -> list[float]:
+    """Losses before each of some updates from one batch."""
+    losses = []
+    for _ in range(count):
+        result = step.train_step(BATCH, step.on_logprobs(sft_loss), lr=3e-3, num_sequences=5)
+        assert not result.skipped
+        losses.append(result.metrics["train/nll"])
+    return losses
 
 
 def loss_and_gradient(step: MegatronStep) -> tuple[float, torch.Tensor]:
@@ -49,12 +63,7 @@ def test_the_model_is_the_same_with_either_parts(model, one_rank):
     assert own.keys() == other.keys()
     for name, weight in own.items():
         assert torch.equal(weight, other[name]), name
-    keys = [
-        {name for chunk in step.policy.sharded_state_dict().values() for name in chunk}
-        for step in (engine, plain)
-    ]
-    if model == "tiny_dense":  # experts are stacked by Megatron-Core when they are saved
-        assert keys[0] == keys[1]
+    assert checkpoint_keys(engine.policy) == checkpoint_keys(plain.policy)
     (loss, gradient), (plain_loss, plain_gradient) = map(loss_and_gradient, (engine, plain))
     assert loss == pytest.approx(plain_loss, rel=1e-2)
     # bfloat16 rounds at 2^-9; sums of a few layers of it stay under some percent.
@@ -69,3 +78,64 @@ def test_fp8_agrees_with_its_simulation(model, one_rank):
     assert loss == pytest.approx(sim_loss, rel=1e-2)
     # E4M3 alone moves a gradient by a few percent; two computations of the same codes by less.
     assert (gradient - sim_gradient).norm() < 0.05 * sim_gradient.norm()
+
+
+@pytest.mark.parametrize("precision", ["fp8_block", "fp8_tensor"])
+@pytest.mark.parametrize("model", MODELS)
+def test_fp8_learns_as_bfloat16_does(model, precision, one_rank):
+    exact = updates(step_of(one_rank, model, "precision=bf16"), 20)
+    fp8 = updates(step_of(one_rank, model, f"precision={precision}"), 20)
+    assert exact[-1] < 0.7 * exact[0]  # the batch is learnt by heart
+    assert fp8 == pytest.approx(exact, rel=0.05) and fp8 != exact
+
+
+def test_gradients_of_bfloat16_moments_are_clipped(one_rank):
+    """Adam forgets a gradient's scale until it falls below its eps."""
+    for clip_grad, moves in ((1e-12, False), (1.0, True)):
+        step = step_of(
+            one_rank, "tiny_dense", "precision=bf16", bf16_moments=True, clip_grad=clip_grad
+        )
+        before = {name: w.detach().clone() for name, w in step.policy.named_parameters()}
+        updates(step, 1)
+        change = max(
+            float((w - before[name]).abs().max()) for name, w in step.policy.named_parameters()
+        )
+        assert (change > 1e-3) == moves and (change < 1e-5) != moves
+
+
+def test_bfloat16_moments_come_back_from_a_checkpoint(one_rank, tmp_path):
+    def fresh() -> MegatronStep:
+        return step_of(one_rank, "tiny_dense", "precision=bf16", bf16_moments=True)
+
+    first = fresh()
+    updates(first, 3)
+    states = [s for o in first.optimizer.chained_optimizers for s in o.optimizer.state.values()]
+    assert states and all(state["exp_avg"].dtype is torch.bfloat16 for state in states)
+    store = CheckpointStore(tmp_path, keep=1, tokenizer_dir=None)
+    path = store.save(LoopState(step=3, prompts_drawn=0), first.policy, first.optimizer)
+    expected = updates(first, 3)
+    second = fresh()
+    store.load(path, second.policy, second.optimizer)
+    assert updates(second, 3) == pytest.approx(expected, rel=1e-3)
+
+
+def test_rollouts_after_an_update_are_of_the_new_weights(one_rank):
+    """Transformer Engine keeps FP8 numbers of weights: those of before the update must not stay."""
+    step = step_of(one_rank, "tiny_dense", "precision=fp8_block")
+    first = logprobs_while_decoding(step.policy)
+    updates(step, 20)
+    after = logprobs_while_decoding(step.policy)
+    other = step_of(one_rank, "tiny_dense", "precision=fp8_block")
+    with torch.no_grad():
+        for (_, weight), (_, new) in zip(
+            other.policy.named_parameters(), step.policy.named_parameters(), strict=True
+        ):
+            weight.copy_(new)
+    assert after == pytest.approx(logprobs_while_decoding(other.policy), abs=1e-3)
+    assert after != pytest.approx(first, abs=0.1)
+
+
+def logprobs_while_decoding(policy) -> list[float]:
+    """Of what is sampled from some prompts, in one order."""
+    rollouts = generate(policy, prompts(3), max_batch=5)
+    return [value for key in sorted(rollouts) for value in rollouts[key].logprobs]

@@ -238,6 +238,21 @@ def test_gradients_are_clipped_before_adam(clip_grad, moves, one_rank):
     assert (change > 5e-4) == moves and (change < 1e-6) != moves
 
 
+def test_gradients_of_bfloat16_moments_are_clipped(one_rank):
+    """Transformer Engine's Adam reads them from `decoupled_grad`. Megatron-Core puts them there on
+    a CPU, too; plain Adam then finds none."""
+    config = load_config(["model=tiny_dense", "rollout.max_response_tokens=64"])
+    step = MegatronStep(one_rank.policy(config), OptimizerConfig(clip_grad=0.125))
+    step.accumulate_gradients(BATCH, step.on_logprobs(sft_loss), num_sequences=5)
+    chained = step.optimizer.chained_optimizers
+    for optimizer in chained:
+        optimizer.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8 = True
+    norm, skipped = step._update(lr=1e-3)
+    assert norm > 0.25 and not skipped
+    gradients = [p.decoupled_grad.flatten() for o in chained for p in o.get_parameters()]
+    assert float(torch.cat(gradients).norm()) == pytest.approx(0.125, rel=1e-4)
+
+
 @pytest.mark.parametrize("name", ["tiny_dense", "tiny_v3"])
 def test_without_all_logits_loss_and_gradients_are_the_same(name, one_rank, monkeypatch):
     monkeypatch.setattr("r1_kernels.token_logprobs.CHUNK_BYTES", 1 << 12)

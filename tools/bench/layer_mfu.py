@@ -1,14 +1,18 @@
 """Forward and backward of one DeepSeek-V3 layer: its time, and its share of the device's peak.
 
     python tools/bench/layer_mfu.py                          on a GPU: bf16 and fp8_block
-    python tools/bench/layer_mfu.py --layer mixture --tokens 8192
+    python tools/bench/layer_mfu.py --layer mixture --tokens 8192 --precision bf16
     python tools/bench/layer_mfu.py --tokens 64 --precision fp32 model.hidden_size=64
 
 The layer is the model's own, between an embedding and a final norm, which are timed with it and do
 not count as work; the embedding is small. Model FLOPs utilisation (PaLM, arXiv:2204.02311 appendix
 B): six operations for each weight that a token meets, and attention's own, causal, over the time
 and the device's peak in bfloat16, FP8's too. All --precision choices take turns, --rounds times;
-figures are medians.
+figures are medians. FP8 numbers of weights are made anew in each pass, as in a step of one
+micro-batch.
+
+All choices are in memory together. A mixture layer has 256 experts: 11.5 billion weights, 23 GB in
+bfloat16 and as much in gradients. On 80 GB give it one --precision a run.
 """
 
 from __future__ import annotations
@@ -73,6 +77,7 @@ def pass_of(
             balance_scale=1 / len(lengths),
             wants_hidden=True,
         )
+        policy.renew_fp8_weights()  # as the first micro-batch of a step does
         policy.forward(tokens_T, stream).square().mean().backward()
         for _, weight in policy.named_parameters():
             weight.grad = None

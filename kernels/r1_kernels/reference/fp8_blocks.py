@@ -99,9 +99,10 @@ def _spread(scales_rc: Tensor, shape: torch.Size, tile: tuple[int, int]) -> Tens
 
 def _tiled(strip: Tensor, tile: tuple[int, int]) -> Tensor:
     """[r, tile rows, c, tile columns], filled up with zeros."""
-    rows, columns = strip.shape
-    padded = torch.nn.functional.pad(strip, (0, -columns % tile[1], 0, -rows % tile[0]))
-    return padded.view(-1, tile[0], padded.shape[1] // tile[1], tile[1])
+    rows, columns = num_tiles(strip.shape, tile)
+    missing = (0, columns * tile[1] - strip.shape[1], 0, rows * tile[0] - strip.shape[0])
+    padded = torch.nn.functional.pad(strip, missing)
+    return padded.view(rows, tile[0], columns, tile[1])
 
 
 def _strips(matrix_RC: Tensor, tile: tuple[int, int]) -> Iterator[tuple[slice, slice]]:

@@ -44,9 +44,11 @@ def _loss_kernel(
     weights = tl.load(weights_ptr + tokens, mask=chosen, other=0.0)
     ratio = tl.exp(log_ratio)
     unclipped = ratio * advantages
-    clipped = tl.minimum(tl.maximum(ratio, lower), upper) * advantages
+    # Unless told otherwise a GPU's minimum and maximum pass over a NaN: the loss would hide it.
+    clipped = tl.maximum(ratio, lower, propagate_nan=tl.PropagateNan.ALL)
+    clipped = tl.minimum(clipped, upper, propagate_nan=tl.PropagateNan.ALL) * advantages
     is_clipped = clipped < unclipped
-    loss = -tl.minimum(unclipped, clipped)
+    loss = -tl.minimum(unclipped, clipped, propagate_nan=tl.PropagateNan.ALL)
     # d ratio / d logprob is the ratio itself; a term that was clipped does not move.
     grad = tl.where(is_clipped, 0.0, -unclipped)
     kl_ref = tl.zeros_like(loss)
