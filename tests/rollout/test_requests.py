@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -110,3 +114,16 @@ def test_servers_are_looked_after_while_others_answer():
         groups = list(engine.generate(PROMPTS, params, weight_version=3))
         assert engine.metrics["rollout/server_restarts"] == (1.0, 0.0)
     assert len(groups) == 4 and servers.num_looks >= 4
+
+
+def test_leaders_wait_for_each_other_and_their_late_errors_stay_their_own():
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    worker = Path(__file__).with_name("leaders_worker.py")
+    done = subprocess.run(
+        [sys.executable, "-m", *torchrun, str(worker)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(worker.parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
