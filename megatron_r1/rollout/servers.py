@@ -162,8 +162,9 @@ class Servers:
         self._are_paused = False
         if paused and self._attached:
             raise EngineError(
-                f"{paused} in {_RESUME_TRIES} attempts: it holds the new weights and stays paused. "
-                "See its log, start it anew where it hangs, and start this run again"
+                "a server of rollout.urls has the new weights and stays paused, after "
+                f"{_RESUME_TRIES} attempts to resume it: {paused}. See its log, start it anew "
+                "where it hangs, and start this run again"
             )
 
     def release(self) -> None:
