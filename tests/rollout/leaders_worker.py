@@ -38,6 +38,8 @@ class NoPublisher:
         self.published_s = time.monotonic()
         return {}
 
+    def close(self) -> None: ...
+
 
 def engine(kind: type[SglangEngine], publisher: NoPublisher, servers: Watched, **layout):
     return kind(

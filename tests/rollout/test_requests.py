@@ -124,6 +124,6 @@ def test_leaders_wait_for_each_other_and_their_late_errors_stay_their_own():
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(worker.parents[2])},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=560,
     )
     assert done.returncode == 0, done.stderr[-4000:]
