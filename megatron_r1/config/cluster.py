@@ -37,8 +37,9 @@ class ClusterConfig:
     """This machine, under torchrun or alone."""
 
     name: str = "local"
-    timeout_minutes: float = 30.0
-    """A collective that waits longer than this ends the job."""
+    timeout_minutes: float = 120.0
+    """A collective that waits longer than this ends the job. Ranks wait in one while others have to
+    do with rollout servers: it exceeds the limits of `rollout` for that."""
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     min_free_disk_gib: float = 1.0
     """Where the run directory is; less does not pass the check of the nodes before training."""

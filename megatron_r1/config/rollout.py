@@ -107,10 +107,11 @@ class SglangConfig(RolloutConfig):
     `conf/rollout` has it where `algo.keep_sampling_masks` needs it."""
     start_timeout_s: float = 1800.0
     """For a server to load its weights and answer."""
-    request_timeout_s: float = 3600.0
-    """For the answer to one request, before it is sent again."""
-    give_up_s: float = 3600.0
-    """How long one response is asked for, again and again, before the run ends."""
+    request_timeout_s: float = 2700.0
+    """For the answer to one request, before it is sent again. 32,768 tokens at 12 a second."""
+    give_up_s: float = 6600.0
+    """How long one response is asked for, again and again, before the run ends. Two attempts that
+    hang, a restart between them, and some time left."""
     health_every_s: float = 10.0
     """Between two looks at the servers while they decode."""
     health_timeout_s: float = 60.0
@@ -134,7 +135,9 @@ class SglangConfig(RolloutConfig):
     publish_timeout_s: float = 1800.0
     """For a server to take new weights, before the publish is begun again."""
     check_weights_every: int = 1
-    """Publishes from one comparison of the servers' checksums to the next; 0: never."""
+    """Publishes from one comparison of the servers' checksums to the next; 0: never. Weights that
+    went by buckets are compared with the files of the same publish, where `start_files_every` has
+    written some, after one server has read them: that belongs to the pause."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -149,11 +152,18 @@ class SglangConfig(RolloutConfig):
                 )
         if not 0 <= self.port < 2**16:
             raise ConfigError(f"rollout.port must be in [0, 65535], got {self.port}")
-        if self.weights_by is WeightsBy.collective and self.attention_data > 1:
+        if self.weights_by is not WeightsBy.directory and self.attention_data > 1:
             raise ConfigError(
-                f"rollout.weights_by = collective with rollout.attention_data = "
+                f"rollout.weights_by = {self.weights_by.value} with rollout.attention_data = "
                 f"{self.attention_data}: SGLang 0.5.23 takes no broadcasts with data-parallel "
-                "attention. Set weights_by=directory, or attention_data=1"
+                "attention, and no tensors in memory either. Set weights_by=directory, or "
+                "attention_data=1"
+            )
+        if self.give_up_s <= self.request_timeout_s:
+            raise ConfigError(
+                f"rollout.give_up_s = {self.give_up_s} must exceed rollout.request_timeout_s = "
+                f"{self.request_timeout_s}, or a request that is not answered is never sent again. "
+                "Raise the one or lower the other"
             )
         if self.bucket_bytes < 2**16:
             raise ConfigError(

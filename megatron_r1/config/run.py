@@ -106,6 +106,7 @@ class RunConfig:
             _check_examples(self, self.stage)
             if isinstance(self.stage, CollectingConfig):
                 _check_collecting(self, self.stage)
+                _check_waiting(self, world_size)
             return
         _check_lengths(self)
         _check_stage(self)
@@ -113,6 +114,7 @@ class RunConfig:
         _check_algo(self)
         _check_monitor(self)
         _check_servers(self)
+        _check_waiting(self, world_size)
 
     def validate_layout(self, world_size: int) -> None:
         """Check that the model can be laid out over so many ranks.
@@ -356,6 +358,16 @@ def _check_servers(config: RunConfig) -> None:
             "those that are trained, and algo.rollout_correction_cap = 0 takes no account of it. "
             "Set the cap, 2.0 as in algo=grpo_stable, or steps_ahead to 0"
         )
+    rewrites = config.rollout.start_files_every == 1 or (
+        config.rollout.weights_by is WeightsBy.directory
+    )
+    if isinstance(config.algo, AlgoConfig) and not (rewrites or config.rollout.urls or corrects):
+        raise ConfigError(
+            f"rollout.start_files_every = {config.rollout.start_files_every}: a server that has to "
+            "be started again samples from older weights than those that are trained, and "
+            "algo.rollout_correction_cap = 0 takes no account of it. Set the cap, 2.0 as in "
+            "algo=grpo_stable, or start_files_every to 1"
+        )
     if isinstance(config.algo, AlgoConfig):
         _check_asked_of_engine(config.algo, config.rollout, isinstance(model, MixtureConfig))
     _check_masks(config.rollout, model.vocab_size)
@@ -365,6 +377,22 @@ def _check_servers(config: RunConfig) -> None:
             "0.5.23 gives every layer of a Qwen3-MoE experts, and leaves those of dense layers "
             "unset. Set it to 0, as in all published models, or use rollout=inprocess"
         )
+
+
+def _check_waiting(config: RunConfig, world_size: int) -> None:
+    """What the main rank and the leaders allow servers is over before the other ranks, which wait
+    for them in a collective, give up."""
+    rollout, waiting_s = config.rollout, 60 * config.cluster.timeout_minutes
+    if not isinstance(rollout, SglangConfig) or world_size == 1:
+        return
+    for name in ("start_timeout_s", "publish_timeout_s", "give_up_s"):
+        limit_s = getattr(rollout, name)
+        if limit_s >= waiting_s:
+            raise ConfigError(
+                f"rollout.{name} = {limit_s} is no less than cluster.timeout_minutes = "
+                f"{config.cluster.timeout_minutes} ({waiting_s:.0f} s): ranks that wait meanwhile "
+                "would end the job before a server is given up. Lower the one or raise the other"
+            )
 
 
 def _check_asked_of_engine(algo: AlgoConfig, rollout: SglangConfig, has_experts: bool) -> None:

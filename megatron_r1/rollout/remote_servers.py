@@ -57,7 +57,7 @@ class RemoteServers:
 
     @property
     def num_restarts(self) -> int:
-        return sum(report.num_restarts for report in self._reports())
+        return sum(self._board.report_of(node).num_restarts for node in self._nodes)
 
     def bring_up(self, weights: Weights, at_fault: Sequence[str] = ()) -> list[str]:
         """Have every node bring up its servers. From now on these are started from `weights`.
@@ -107,6 +107,7 @@ class RemoteServers:
         pause_servers(urls)
 
     def resume(self, urls: Iterable[str]) -> None:
+        """The nodes start again what stays paused."""
         resume_servers(urls)
         self._board.hold(False)
 

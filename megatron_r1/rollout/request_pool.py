@@ -101,9 +101,8 @@ class RequestPool:
         import aiohttp
 
         room = asyncio.Semaphore(self._config.max_batch)
-        timeout = aiohttp.ClientTimeout(total=self._config.request_timeout_s)
         connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+        async with aiohttp.ClientSession(connector=connector) as session:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     for index, request in enumerate(self._requests):
@@ -122,11 +121,17 @@ class RequestPool:
         attempt = self._first_server + index
         while True:
             url = self._urls[attempt % len(self._urls)]
+            left_s = asked_s + config.give_up_s - time.monotonic()
+            limit_s = min(config.request_timeout_s, left_s)
             try:
-                rollout = self._read_answer(await self._send(session, url, request), request)
+                answer = await self._send(session, url, request, limit_s)
+                rollout = self._read_answer(answer, request)
             except TimeoutError:
                 counts.timeouts += 1
-                reason = f"no answer within rollout.request_timeout_s = {config.request_timeout_s}"
+                reason = (
+                    f"no answer within {limit_s:.0f} s (rollout.request_timeout_s = "
+                    f"{config.request_timeout_s})"
+                )
             except (aiohttp.ClientError, OSError) as error:
                 counts.lost_connections += 1
                 reason = f"{type(error).__name__}: {error}"
@@ -143,7 +148,8 @@ class RequestPool:
             else:
                 self.outcomes.put((request, rollout))
                 return
-            if unusable == _MAX_UNUSABLE or time.monotonic() - asked_s > config.give_up_s:
+            is_late = time.monotonic() + pause_s > asked_s + config.give_up_s
+            if unusable == _MAX_UNUSABLE or is_late:
                 raise EngineError(
                     f"no usable response to prompt {request.prompt.id} in "
                     f"{time.monotonic() - asked_s:.0f} s (rollout.give_up_s = {config.give_up_s}) "
@@ -153,17 +159,20 @@ class RequestPool:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    async def _send(self, session: Any, url: str, request: ResponseRequest) -> Any:
+    async def _send(self, session: Any, url: str, request: ResponseRequest, limit_s: float) -> Any:
         """One attempt, under an id of its own: a server may still be at work on the one before."""
+        import aiohttp
+
+        limit = aiohttp.ClientTimeout(total=limit_s)
         body = self._make_body(
             request, f"{request.prompt.draw}-{request.sample}-{uuid.uuid4().hex}"
         )
-        async with session.post(f"{url}/generate", json=body) as response:
+        async with session.post(f"{url}/generate", json=body, timeout=limit) as response:
             if response.status in _REFUSED_STATUS:
                 raise UnusableAnswerError(f"{response.status}: {(await response.text())[:1000]}")
             response.raise_for_status()
             try:
-                return await response.json()
+                return await response.json(content_type=None)  # whatever it is called
             except ValueError as error:
                 raise UnusableAnswerError(f"no JSON: {error}") from error
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -77,6 +79,7 @@ def read_response(
     *,
     tokenizer: Tokenizer,
     owner: str,
+    vocab_size: int,
     experts_shape: tuple[int, int] | None = None,
     sampling_masks: bool = False,
 ) -> Rollout:
@@ -84,6 +87,7 @@ def read_response(
 
     Args:
         owner: whose weights it must have been sampled from.
+        vocab_size: token ids are below it.
         experts_shape: layers, and experts of a token, where they were asked for.
     Raises:
         UnusableAnswerError: fields are missing or do not agree with each other, or the server ended
@@ -98,7 +102,7 @@ def read_response(
             (float(logprob), int(token)) for logprob, token, *_ in meta["output_token_logprobs"]
         ]
         labels = [(s["version"], int(s["start"]), int(s["end"])) for s in meta["weight_versions"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise UnusableAnswerError(
             f"{type(error).__name__}: {error} in {str(answer)[:300]}"
         ) from error
@@ -113,9 +117,11 @@ def read_response(
         raise UnusableAnswerError(
             f"{len(token_ids)} tokens with log-probabilities of {len(pairs)} others"
         )
+    _check_spans([ends for _, *ends in labels], len(token_ids))
     logprobs, kept = [logprob for logprob, _ in pairs], None
     if sampling_masks:
         logprobs, kept = _among_kept(meta, token_ids)
+    _check_tokens(chain(token_ids, *(kept or ())), vocab_size)
     if not all(logprob <= 1e-6 and math.isfinite(logprob) for logprob in logprobs):
         raise UnusableAnswerError("a log-probability is above 0 or not finite")
     spans = tuple(VersionSpan(version_of(label, owner), *ends) for label, *ends in labels)
@@ -130,6 +136,20 @@ def read_response(
         kept_tokens=kept,
         routed_experts=_routed_experts(meta, request, len(token_ids), experts_shape),
     )
+
+
+def _check_spans(spans: Sequence[Sequence[int]], num_tokens: int) -> None:
+    """Each begins where the one before it ends, and together they are the response."""
+    starts, stops = [start for start, _ in spans], [stop for _, stop in spans]
+    follow = starts == [0, *stops[:-1]] and stops[-1:] == [num_tokens]
+    if not follow or any(start >= stop for start, stop in spans):
+        raise UnusableAnswerError(f"weight_versions of {spans} in {num_tokens} tokens")
+
+
+def _check_tokens(token_ids: Iterable[int], vocab_size: int) -> None:
+    strange = [token for token in token_ids if not 0 <= token < vocab_size]
+    if strange:
+        raise UnusableAnswerError(f"token {strange[0]} of a vocabulary of {vocab_size}")
 
 
 def _among_kept(

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from http.client import HTTPException
-from typing import Any
+from pathlib import Path
+from threading import Thread
+from typing import Any, TypeVar
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
+
+T = TypeVar("T")
 
 _OPENER = build_opener(ProxyHandler({}))  # servers are in the cluster, never behind a proxy
 
 
-class NoAnswerError(Exception):
+class ServerError(Exception):
+    """Servers did not do what they were asked."""
+
+    def __init__(self, message: str, urls: Sequence[str] = ()) -> None:
+        """`urls`: of the servers that did not, as far as that is known."""
+        super().__init__(message)
+        self.urls = tuple(urls)
+
+
+class NoAnswerError(ServerError):
     """Nothing came back in time: no server, a dead one, or one that hangs."""
 
 
-class RefusedError(Exception):
-    """The server answered, and will not do it."""
+class RefusedError(ServerError):
+    """The server answered, and will not do it, or said something else."""
 
 
 def call(
@@ -36,14 +50,58 @@ def call(
             answer = response.read()
     except HTTPError as error:
         words = error.read().decode(errors="replace")[:2000]
-        raise RefusedError(f"{url}{route} answered {error.code}: {words}") from error
+        raise RefusedError(f"{url}{route} answered {error.code}: {words}", [url]) from error
     except (OSError, HTTPException) as error:
-        raise NoAnswerError(f"{url}{route}: {error}") from error
+        raise NoAnswerError(f"{url}{route}: {error}", [url]) from error
     try:
         value = json.loads(answer)
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def call_long(
+    url: str, route: str, body: Mapping[str, Any], *, timeout_s: float, silence_s: float
+) -> dict[str, Any]:
+    """`call` of what takes a while. A server that listens no longer is not waited for.
+
+    Args:
+        silence_s: how long it is not asked whether it listens, and for its answer to that.
+    """
+    answer: Future[dict[str, Any]] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(call(url, route, body, timeout_s=timeout_s))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    Thread(target=ask, daemon=True).start()  # left behind where the server is
+    while not wait([answer], timeout=silence_s).done:
+        if not listens(url, timeout_s=silence_s) and not answer.done():
+            raise NoAnswerError(f"{url}{route}: it said nothing for {silence_s} s", [url])
+    return answer.result()
+
+
+def side_by_side(urls: Iterable[str], action: Callable[[str], T]) -> list[T]:
+    """What `action` gives for each server, all at once.
+
+    Raises:
+        ServerError: when all have ended, the first failure, with the URLs of all that failed.
+    """
+    urls = list(urls)
+    if not urls:
+        return []
+    with ThreadPoolExecutor(len(urls)) as pool:
+        answers = [pool.submit(action, url) for url in urls]
+    failures = [error for answer in answers if (error := answer.exception()) is not None]
+    for error in failures:
+        if not isinstance(error, ServerError):
+            raise error
+    if failures:
+        failures[0].urls = tuple(url for error in failures for url in error.urls)
+        raise failures[0]
+    return [answer.result() for answer in answers]
 
 
 def is_healthy(url: str, *, timeout_s: float) -> bool:
@@ -63,6 +121,12 @@ def obeys(url: str, *, timeout_s: float) -> bool:
     return _succeeds(url, "/server_info", None, timeout_s)
 
 
+def listens(url: str, *, timeout_s: float) -> bool:
+    """Whether the part of a server that listens works, whatever its model's processes are at: those
+    that load weights take no orders."""
+    return _succeeds(url, "/model_info", None, timeout_s)
+
+
 def _succeeds(url: str, route: str, body: Mapping[str, Any] | None, timeout_s: float) -> bool:
     try:
         call(url, route, body, timeout_s=timeout_s)
@@ -76,11 +140,24 @@ def weight_label(url: str, *, timeout_s: float) -> str:
     return str(call(url, "/model_info", timeout_s=timeout_s).get("weight_version"))
 
 
-def checksums(url: str, *, timeout_s: float) -> dict[str, str]:
+def load_files(
+    url: str, directory: Path, label: str, *, timeout_s: float, silence_s: float
+) -> None:
+    """Have a server read its weights from a directory; see `call_long`."""
+    body = {"model_path": str(directory), "weight_version": label}
+    call_long(url, "/update_weights_from_disk", body, timeout_s=timeout_s, silence_s=silence_s)
+
+
+def checksums(url: str, *, timeout_s: float, silence_s: float | None = None) -> dict[str, str]:
     """Checksum of every tensor in a server, as ``rank/name``, in its own layout."""
-    answer = call(url, "/weights_checker", {"action": "checksum"}, timeout_s=timeout_s)
-    return {
-        f"{rank}/{name}": checksum
-        for rank, held in enumerate(answer["ranks"])
-        for name, checksum in held["checksums"].items()
-    }
+    route, body = "/weights_checker", {"action": "checksum"}
+    silence_s = timeout_s if silence_s is None else silence_s
+    answer = call_long(url, route, body, timeout_s=timeout_s, silence_s=silence_s)
+    try:
+        return {
+            f"{rank}/{name}": checksum
+            for rank, held in enumerate(answer["ranks"])
+            for name, checksum in held["checksums"].items()
+        }
+    except (AttributeError, KeyError, TypeError) as error:
+        raise RefusedError(f"{url}{route} answered {str(answer)[:300]}", [url]) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import socket
 import sys
 from pathlib import Path
@@ -63,6 +64,8 @@ def server_environment(config: SglangConfig, *, on_cuda: bool) -> dict[str, str]
     """Variables of a server beside those of this process."""
     # Under torchrun a server would look for its store at the launcher's, and wait for ever.
     own = {"HF_HUB_OFFLINE": "1", "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    # Else a server gives its own question after its health up after 20 s.
+    own["SGLANG_HEALTH_CHECK_TIMEOUT"] = str(math.ceil(config.health_timeout_s))
     return own if on_cuda else own | sglang_cpu.environment(config.tensor)
 
 

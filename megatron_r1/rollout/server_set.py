@@ -42,7 +42,13 @@ class ServerSet(Protocol):
         """Interrupt what is being sampled; it goes on after `resume`, from where it was."""
         ...
 
-    def resume(self, urls: Iterable[str]) -> None: ...
+    def resume(self, urls: Iterable[str]) -> None:
+        """Go on sampling. A server of this job that does not is started again.
+
+        Raises:
+            EngineError: another's does not.
+        """
+        ...
 
     def release(self) -> None:
         """Give back the memory that servers take on this machine, until the next `bring_up`."""

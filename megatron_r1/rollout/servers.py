@@ -18,12 +18,12 @@ from megatron_r1.config.rollout import SglangConfig
 from megatron_r1.errors import EngineError
 from megatron_r1.platform import sglang_cpu
 from megatron_r1.rollout.server_api import (
-    NoAnswerError,
-    RefusedError,
+    ServerError,
     call,
     is_healthy,
     obeys,
     samples_at_once,
+    side_by_side,
 )
 from megatron_r1.rollout.server_args import (
     check_can_serve,
@@ -39,6 +39,7 @@ _POLL_S = 0.2
 _PORT_TRIES = 3
 _QUICK_S = 2.0
 _ANSWER_S = 30.0
+_RESUME_TRIES, _RESUME_PAUSE_S = 3, 1.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class _Local:
     index: int
     port: int
     process: ServerProcess | None = None
+    launched_s: float = 0.0
     has_run: bool = False
     """It has answered, and its port is known to those who ask it."""
     num_restarts: int = 0
@@ -151,9 +153,19 @@ class Servers:
         self._are_paused = paused
 
     def resume(self, urls: Iterable[str]) -> None:
-        """Go on sampling. A server that is lost has nothing to go on with."""
-        resume_servers(urls)
+        """Go on sampling. A server of this job that does not is found when it is looked after.
+
+        Raises:
+            EngineError: a server that this job did not start stays paused.
+        """
+        paused = resume_servers(urls)
         self._are_paused = False
+        if paused and self._attached:
+            raise EngineError(
+                "a server of rollout.urls has the new weights and stays paused, after "
+                f"{_RESUME_TRIES} attempts to resume it: {paused}. See its log, start it anew "
+                "where it hangs, and start this run again"
+            )
 
     def release(self) -> None:
         """End the servers that were started here, for the sake of their memory. The next `bring_up`
@@ -240,6 +252,7 @@ class Servers:
         )
         environment = server_environment(self._config, on_cuda=self._on_cuda)
         server.process = ServerProcess(command, environment=environment, log=self._log(server))
+        server.launched_s = time.monotonic()
 
     def _wait(self, server: _Local, progress: Progress, done: int) -> None:
         """Return when the server answers and has turned out to be what was started.
@@ -266,14 +279,13 @@ class Servers:
 
     def _comes_up(self, server: _Local, progress: Progress, done: int) -> bool:
         """Wait until the server answers as it should. False where it ends before."""
-        started_s = time.monotonic()
         while not is_healthy(self._url(server), timeout_s=_ANSWER_S):
             progress.update(done)
             if self._closing.is_set():
                 raise EngineError("the run ended while a rollout server was started")
             if server.process.exit_code is not None:
                 return False
-            if time.monotonic() - started_s > self._config.start_timeout_s:
+            if time.monotonic() - server.launched_s > self._config.start_timeout_s:
                 server.process.kill()
                 raise EngineError(
                     f"rollout server {server.index} did not answer within rollout.start_timeout_s ="
@@ -312,16 +324,31 @@ class Servers:
 
 
 def pause_servers(urls: Iterable[str]) -> None:
-    for url in urls:
+    """Raises a `ServerError` that names those which do not pause."""
+
+    def pause(url: str) -> None:
         call(url, "/pause_generation", {"mode": "retract"}, timeout_s=_ANSWER_S)
 
+    side_by_side(urls, pause)
 
-def resume_servers(urls: Iterable[str]) -> None:
-    for url in urls:
+
+def resume_servers(urls: Iterable[str]) -> str | None:
+    """Returns: what those say that do not go on, if any, after some attempts."""
+    paused, words = list(urls), None
+
+    def go_on(url: str) -> None:
+        call(url, "/continue_generation", {}, timeout_s=_ANSWER_S)
+
+    for attempt in range(_RESUME_TRIES):
+        if attempt:
+            time.sleep(_RESUME_PAUSE_S)
         try:
-            call(url, "/continue_generation", {}, timeout_s=_ANSWER_S)
-        except (NoAnswerError, RefusedError):
-            pass
+            side_by_side(paused, go_on)
+        except ServerError as error:
+            paused, words = error.urls, str(error)
+        else:
+            return None
+    return words
 
 
 def _port_was_lost(output: str) -> bool:

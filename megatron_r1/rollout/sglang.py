@@ -53,14 +53,16 @@ class SglangEngine:
         self._servers = servers
         self._metrics: Mapping[str, tuple[float, float]] = {}
         self._ahead: tuple[list[ResponseRequest], SamplingParams, RequestPool] | None = None
+        self._looked_s = time.monotonic()
+        self._restarts_told = self._num_restarts
 
     def publish(self, version: int) -> Mapping[str, float]:
         """Responses that are being sampled ahead are interrupted, or waited for."""
-        if self._ahead is not None and self._config.at_publish is AtPublish.wait:
-            *_, pool = self._ahead
-            while pool.is_working():
+        if self._config.at_publish is AtPublish.wait and self._layout.is_leader:
+            while self._ahead is not None and self._ahead[-1].is_working():
                 time.sleep(_POLL_S)
                 self._look_after_servers()
+            self._wait_for_other_leaders()
         return self._publisher.publish(version)
 
     def start_ahead(self, prompts: Sequence[Prompt], params: SamplingParams) -> None:
@@ -114,11 +116,14 @@ class SglangEngine:
                     raise group
                 yield group
             return
+        num_left = len(prompts)
         try:
             for group in self._groups(prompts, params, on_progress):
+                num_left -= 1
                 yield broadcast_object(group, replica)
         except UserError as error:
-            broadcast_object(error, replica)
+            if num_left:  # else the others wait for nothing more
+                broadcast_object(error, replica)
             error.one_rank = True  # other leaders may be well
             raise
 
@@ -130,7 +135,6 @@ class SglangEngine:
         pool = self._started_pool(requests, params) or self._pool(requests, params)
         waiting: dict[int, list[Rollout]] = {}
         num_tokens = 0
-        restarts_before = self._num_restarts
         with pool.running() as outcomes:
             for num_done in range(1, len(requests) + 1):
                 request, rollout = self._next(outcomes)
@@ -145,7 +149,8 @@ class SglangEngine:
                     yield RolloutGroup(prompt=request.prompt, rollouts=by_sample)
         assert not waiting, f"groups without all of their responses: {sorted(waiting)}"
         self._wait_for_other_leaders()
-        restarts = self._num_restarts - restarts_before
+        restarts = self._num_restarts - self._restarts_told
+        self._restarts_told += restarts
         counts = {**asdict(pool.counts), "server_restarts": restarts}
         self._metrics = {f"rollout/{name}": (float(n), 0.0) for name, n in counts.items()}
 
@@ -190,6 +195,7 @@ class SglangEngine:
                 params=params,
                 tokenizer=self._tokenizer,
                 owner=self._publisher.owner,
+                vocab_size=model.vocab_size,
                 experts_shape=experts_shape,
                 sampling_masks=masks,
             ),
@@ -197,12 +203,16 @@ class SglangEngine:
         )
 
     def _next(self, outcomes: queue.Queue[Outcome]) -> tuple[ResponseRequest, Rollout]:
-        """The next response; the main rank looks after the servers while it waits."""
+        """The next response; the main rank looks after the servers now and then, however many
+        responses others give meanwhile."""
         while True:
-            try:
-                outcome = outcomes.get(timeout=_LOOK_S)
-            except queue.Empty:
+            left_s = self._looked_s + _LOOK_S - time.monotonic()
+            if left_s <= 0:
                 self._look_after_servers()
+                continue
+            try:
+                outcome = outcomes.get(timeout=left_s)
+            except queue.Empty:
                 continue
             if isinstance(outcome, BaseException):
                 raise outcome
@@ -220,6 +230,7 @@ class SglangEngine:
         all_are_here.wait()
 
     def _look_after_servers(self) -> None:
+        self._looked_s = time.monotonic()
         if self._servers is not None:
             self._servers.look_after()
         elif not main_rank_answers():

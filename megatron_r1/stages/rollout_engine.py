@@ -41,6 +41,7 @@ def weight_transport(
         tokenizer,
         run_dir / ENGINE / "weights",
         timeout_s=config.publish_timeout_s,
+        silence_s=config.health_timeout_s,
         fp8=config.fp8,
     )
     if config.weights_by is WeightsBy.directory:

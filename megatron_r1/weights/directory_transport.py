@@ -20,7 +20,7 @@ from megatron_r1.checkpoint.safetensors_dir import read_json
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.models.policy import Policy
 from megatron_r1.parallel.exchange import on_main_rank
-from megatron_r1.rollout.server_api import NoAnswerError, RefusedError, call
+from megatron_r1.rollout.server_api import ServerError, load_files, side_by_side
 from megatron_r1.rollout.servers import Weights
 from megatron_r1.weights.transport import SendError
 
@@ -35,11 +35,14 @@ class DirectoryTransport:
         directory: Path,
         *,
         timeout_s: float,
+        silence_s: float,
         fp8: bool = False,
     ) -> None:
         """`directory` is emptied; it has to be the same for all ranks and servers.
 
         Args:
+            timeout_s: for a server to read the weights.
+            silence_s: for it to say that it listens, while it does.
             fp8: matrices in E4M3 with their scales, the rest in bfloat16.
         """
         self._dtype = WeightDtype.fp8 if fp8 else WeightDtype.keep
@@ -47,6 +50,7 @@ class DirectoryTransport:
         self._tokenizer = tokenizer
         self._directory = directory.resolve()
         self._timeout_s = timeout_s
+        self._silence_s = silence_s
         self._newest: Path | None = None
 
     def prepare(self, label: str) -> Weights:
@@ -80,20 +84,20 @@ class DirectoryTransport:
         """A file system is all that it needs."""
 
     def send(self, label: str, urls: Sequence[str]) -> Mapping[str, float]:
-        request = {"model_path": str(self._newest), "weight_version": label}
+        def load(url: str) -> None:
+            limits = {"timeout_s": self._timeout_s, "silence_s": self._silence_s}
+            load_files(url, self._newest, label, **limits)
 
-        def load() -> tuple[str, str] | None:
-            for url in urls:
-                try:
-                    call(url, "/update_weights_from_disk", request, timeout_s=self._timeout_s)
-                except (NoAnswerError, RefusedError) as error:
-                    return str(error), url
+        def load_all() -> tuple[str, tuple[str, ...]] | None:
+            try:
+                side_by_side(urls, load)
+            except ServerError as error:
+                return str(error), error.urls
             return None
 
-        failure = on_main_rank(load)
+        failure = on_main_rank(load_all)
         if failure is not None:
-            message, url = failure
-            raise SendError(message, [url])
+            raise SendError(*failure)
         return {}
 
     def close(self) -> None:

@@ -33,9 +33,12 @@ def find_engine(url: str, *, timeout_s: float) -> Engine:
     """
     try:
         info = call(url, "/server_info", timeout_s=timeout_s)
+        num_ranks = int(info["tp_size"])
     except (NoAnswerError, RefusedError) as error:
         raise SendError(str(error), [url]) from error
-    return Engine(url, num_ranks=int(info["tp_size"]), start=str(info.get("startup_time")))
+    except (KeyError, TypeError, ValueError) as error:
+        raise SendError(f"{url}/server_info names no tp_size: {str(info)[:300]}", [url]) from error
+    return Engine(url, num_ranks=num_ranks, start=str(info.get("startup_time")))
 
 
 class EngineRequests:

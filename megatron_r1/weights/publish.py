@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-from megatron_r1.config.rollout import SglangConfig
+from megatron_r1.config.rollout import SglangConfig, WeightsBy
 from megatron_r1.errors import EngineError
 from megatron_r1.parallel.exchange import on_main_rank
-from megatron_r1.rollout.server_api import NoAnswerError, RefusedError, checksums, weight_label
+from megatron_r1.rollout.server_api import ServerError
 from megatron_r1.rollout.server_set import ServerSet
 from megatron_r1.rollout.servers import Weights
 from megatron_r1.weights.labels import make_label
+from megatron_r1.weights.publish_check import check_labels, check_weights
 from megatron_r1.weights.transport import SendError, WeightTransport
 
 _TRIES = 3
@@ -68,7 +69,7 @@ class Publisher:
                 with self._timed("join"):
                     self._transport.join(due)
                 paused_s = paused_s or time.monotonic()
-                self._deliver(label, due)
+                self._deliver(label, due, weights)
                 break
             except SendError as error:
                 if attempt == _TRIES:
@@ -87,7 +88,7 @@ class Publisher:
     def close(self) -> None:
         self._transport.close()
 
-    def _deliver(self, label: str, due: Sequence[str]) -> None:
+    def _deliver(self, label: str, due: Sequence[str], weights: Weights) -> None:
         """Once through the servers that hold something older, or nothing that is known.
 
         Raises:
@@ -98,25 +99,26 @@ class Publisher:
             for name, value in self._transport.send(label, due).items():
                 self._times_s[name] = value
         with self._timed("check"):
-            self._on_servers(lambda _: self._check(label))
+            self._on_servers(lambda _: self._check(label, due, weights))
 
-    def _check(self, label: str) -> None:
-        """All servers say that they hold the label, and hold the same."""
-        every, timeout_s = self._config.check_weights_every, self._config.publish_timeout_s
-        for url in self.urls:
-            found = weight_label(url, timeout_s=timeout_s)
-            if found != label:
-                raise SendError(f"{url} holds weights {found!r} after {label!r} were sent", [url])
+    def _check(self, label: str, due: Sequence[str], weights: Weights) -> None:
+        """All servers say that they hold the label, and hold what was sent."""
+        config = self._config
+        check_labels(self.urls, label, timeout_s=config.health_timeout_s)
+        every = config.check_weights_every
         if every == 0 or self._num_publishes % every:
             return
-        first, *others = ((url, checksums(url, timeout_s=timeout_s)) for url in self.urls)
-        for url, found in others:
-            if found != first[1]:
-                name = min(found.items() ^ first[1].items())[0]
-                raise SendError(
-                    f"{url} and {first[0]} hold different weights, in {name} at least",
-                    [url, first[0]],
-                )
+        by_files = config.weights_by is WeightsBy.directory
+        # Servers that are not this job's may share no file system with it.
+        files = weights if weights.label == label and not config.urls else None
+        check_weights(
+            self.urls,
+            by_buckets=[] if by_files else due,
+            files=files,
+            may_be_unlike=bool(config.urls),
+            timeout_s=config.publish_timeout_s,
+            silence_s=config.health_timeout_s,
+        )
 
     def _on_servers(self, action):
         """Run on the main rank; what servers fail to do is a `SendError` on every rank."""
@@ -124,8 +126,8 @@ class Publisher:
         def attempt():
             try:
                 return action(self._servers), None
-            except (NoAnswerError, RefusedError, SendError) as error:
-                return None, (str(error), getattr(error, "urls", ()))
+            except ServerError as error:
+                return None, (str(error), error.urls)
 
         result, failure = on_main_rank(attempt)
         if failure is not None:

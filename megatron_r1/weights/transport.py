@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from megatron_r1.rollout.server_api import ServerError
 from megatron_r1.rollout.servers import Weights
 
 
-class SendError(Exception):
+class SendError(ServerError):
     """A server did not take the weights; raised on every rank alike. The publish is repeated."""
-
-    def __init__(self, message: str, urls: Sequence[str] = ()) -> None:
-        """`urls`: of the servers that did not, as far as that is known."""
-        super().__init__(message)
-        self.urls = tuple(urls)
 
 
 class WeightTransport(Protocol):

@@ -245,9 +245,33 @@ def test_the_engine_is_asked_for_what_the_objective_needs():
             + ["rollout.attention_data=2"],
             "takes no broadcasts with data-parallel",
         ),
+        (
+            ["rollout=sglang", "rollout.weights_by=shared_memory", "rollout.tensor=2"]
+            + ["rollout.attention_data=2"],
+            "and no tensors in memory either",
+        ),
+        (
+            ["rollout=sglang", "rollout.give_up_s=2700"],
+            "must exceed rollout.request_timeout_s = 2700.0",
+        ),
+        (
+            ["rollout=sglang", "rollout.weights_by=collective", "rollout.start_files_every=2"],
+            "start_files_every = 2: a server that has to be started again samples from older",
+        ),
         (["rollout=sglang", "rollout.bucket_bytes=100"], "each bucket is a request"),
     ],
 )
 def test_ways_of_sampling_that_cannot_be_are_refused(overrides, said):
     with pytest.raises(ConfigError, match=said):
         load_config(["model=tiny_v3", "rollout.max_response_tokens=64", *overrides]).validate(1)
+
+
+def test_ranks_wait_longer_than_servers_are_waited_for():
+    common = ["model=tiny_v3", "rollout.max_response_tokens=64", "rollout=sglang"]
+    load_config(common).validate(2)
+    for name in ("start_timeout_s", "publish_timeout_s", "give_up_s"):
+        config = load_config([*common, f"rollout.{name}=7200"])
+        config.validate(1)  # nobody waits for it
+        said = f"rollout.{name} = 7200.0 is no less than cluster.timeout_minutes = 120.0"
+        with pytest.raises(ConfigError, match=said):
+            config.validate(2)

@@ -44,7 +44,7 @@ class NumberTokenizer:
 
 
 def read(answer, **changes):
-    settings = {"tokenizer": NumberTokenizer(), "owner": "mine", **changes}
+    settings = {"tokenizer": NumberTokenizer(), "owner": "mine", "vocab_size": 10, **changes}
     return read_response(answer, REQUEST, PARAMS, **settings)
 
 
@@ -67,6 +67,10 @@ def test_an_answer_is_a_rollout():
     assert one.weight_version == 40 and one.version_spans == ()
 
 
+def spans(*ends: tuple[int, int]) -> list[dict]:
+    return [{"version": "40.mine", "start": start, "end": stop} for start, stop in ends]
+
+
 @pytest.mark.parametrize(
     ("what", "said"),
     [
@@ -79,6 +83,16 @@ def test_an_answer_is_a_rollout():
         ({"output_token_logprobs": [[0.5, 8], [-0.5, 9], [-2.0, 0]]}, "above 0"),
         ({"output_token_logprobs": [[float("nan"), 8], [-0.5, 9], [-2.0, 0]]}, "not finite"),
         ({"output_token_logprobs": [[None, 8], [-0.5, 9], [-2.0, 0]]}, "TypeError"),
+        ({"output_ids": [float("inf"), 9, 0]}, "OverflowError"),
+        ({"weight_versions": []}, "in 3 tokens"),
+        ({"weight_versions": spans((0, 2))}, r"\[\[0, 2\]\] in 3 tokens"),
+        ({"weight_versions": spans((1, 3))}, "in 3 tokens"),
+        ({"weight_versions": spans((0, 1), (2, 3))}, "in 3 tokens"),
+        ({"weight_versions": spans((0, 3), (3, 3))}, "in 3 tokens"),
+        (
+            {"output_ids": [10, 9, 0], "output_token_logprobs": [[-1, 10], [-1, 9], [-2.0, 0]]},
+            "token 10 of a vocabulary of 10",
+        ),
     ],
 )
 def test_what_cannot_be_an_answer_is_refused_with_the_reason(what, said):
@@ -109,6 +123,9 @@ def test_under_a_truncation_probabilities_are_among_what_was_kept():
     assert rollout.logprobs == (-0.75, 0.0, -1.0)
     masks["output_token_sampling_mask"] = [[3], [9], [0, 1, 2]]
     with pytest.raises(UnusableAnswerError, match="not among those"):
+        read(changed(**masks), sampling_masks=True)
+    masks["output_token_sampling_mask"] = [[8, 3], [9], [0, 10]]
+    with pytest.raises(UnusableAnswerError, match="token 10 of a vocabulary of 10"):
         read(changed(**masks), sampling_masks=True)
     with pytest.raises(UnusableAnswerError, match="sampling masks: KeyError"):
         read(ANSWER, sampling_masks=True)

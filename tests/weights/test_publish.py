@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from megatron_r1.config.load import load_config
 from megatron_r1.config.rollout import SglangConfig
 from megatron_r1.errors import EngineError
-from megatron_r1.rollout.servers import Weights
+from megatron_r1.rollout.server_api import NoAnswerError, RefusedError, checksums, load_files
+from megatron_r1.rollout.servers import Servers, Weights, pause_servers
+from megatron_r1.weights.engine_requests import find_engine
+from megatron_r1.weights.hf_config import hf_config
 from megatron_r1.weights.publish import Publisher
+from megatron_r1.weights.publish_check import check_weights
 from megatron_r1.weights.transport import SendError
+from tests.rollout.http_double import Answer, http_server
 
 pytestmark = pytest.mark.megatron  # process groups
 
@@ -158,3 +167,137 @@ def test_a_server_that_holds_something_else_is_found_out(one_rank, holders):
         publisher.publish(4)
     assert "left paused" in str(said.value)
     assert ("resume", 0, 1) not in servers.told
+
+
+class Engine:
+    """One that gets weights in buckets, as far as that goes over HTTP; and reads files."""
+
+    def __init__(self, stack: ExitStack, **tensors: str) -> None:
+        self.tensors = dict(tensors)
+        self.told: list[str] = []
+        self.url = stack.enter_context(http_server(self._answer))
+
+    def _answer(self, route: str, body: Any) -> Any:
+        self.told.append(route)
+        if route == "/update_weights_from_disk":
+            self.tensors = json.loads(Path(body["model_path"], "weights.json").read_text())
+        return {"ranks": [{"checksums": dict(self.tensors)}]}
+
+
+def test_what_was_sent_is_compared_with_the_files_of_the_same_weights(tmp_path):
+    """By one server, which reads them; where one was started from them, with that one."""
+    (tmp_path / "weights.json").write_text(json.dumps({"a": "1", "b": "2"}))
+    files = Weights(tmp_path, "4.mine")
+    options = {"may_be_unlike": False, "timeout_s": 9, "silence_s": 9}
+    with ExitStack() as stack:
+        right, wrong = Engine(stack, a="1", b="2"), Engine(stack, a="1", b="3")
+        read = ["/weights_checker", "/update_weights_from_disk", "/weights_checker"]
+        check_weights([right.url], by_buckets=[right.url], files=files, **options)
+        assert right.told == read
+        with pytest.raises(SendError, match=f"{wrong.url} and .*{tmp_path} .* in 0/b at") as said:
+            check_weights([wrong.url], by_buckets=[wrong.url], files=files, **options)
+        assert said.value.urls == (wrong.url,)
+        wrong.tensors["b"], urls = "3", [right.url, wrong.url]
+        with pytest.raises(SendError, match=f"{wrong.url} and .*{tmp_path}"):
+            check_weights(urls, by_buckets=urls, files=files, **options)
+        with pytest.raises(SendError, match=f"{wrong.url} and {right.url}") as said:
+            check_weights(urls, by_buckets=[wrong.url], files=files, **options)
+        assert set(said.value.urls) == set(urls)
+        assert wrong.told.count("/update_weights_from_disk") == 1
+        right.told.clear()
+        check_weights([right.url], by_buckets=[], files=files, **options)
+        check_weights([right.url], by_buckets=[right.url], files=None, **options)
+        assert not right.told  # alone, with nothing to compare it with
+
+
+def test_servers_of_unlike_layouts_are_compared_with_their_like():
+    with ExitStack() as stack:
+        whole = Engine(stack, qkv="1")
+        halves = [Engine(stack, q="2", k=k) for k in ("3", "4")]
+        options = {"by_buckets": [], "files": None, "timeout_s": 9, "silence_s": 9}
+        urls = [whole.url, *(half.url for half in halves)]
+        check_weights(urls[:2], may_be_unlike=True, **options)
+        with pytest.raises(SendError, match=f"{urls[2]} and {urls[1]} .* in 0/k at least"):
+            check_weights(urls, may_be_unlike=True, **options)
+        with pytest.raises(SendError, match="different weights"):
+            check_weights(urls[:2], may_be_unlike=False, **options)
+
+
+def test_a_server_that_falls_silent_while_it_loads_is_found_out():
+    """It is asked whether it listens. One that does may take its time."""
+
+    def slow(route: str, body: Any) -> Any:
+        time.sleep(1.0 if route == "/update_weights_from_disk" else 0)
+        return {}
+
+    with http_server(slow) as busy, http_server(lambda route, body: None) as frozen:
+        limits = {"timeout_s": 60, "silence_s": 0.3}
+        load_files(busy, Path("/w"), "4.mine", **limits)
+        started_s = time.monotonic()
+        with pytest.raises(NoAnswerError, match="it said nothing for 0.3 s") as said:
+            load_files(frozen, Path("/w"), "4.mine", **limits)
+        assert said.value.urls == (frozen,) and time.monotonic() - started_s < 5
+
+
+def test_orders_go_to_all_servers_at_once_and_name_those_that_fail(one_rank, holders):
+    def slow(route: str, body: Any) -> Any:
+        time.sleep(0.5)
+        return {}
+
+    def refusing(route: str, body: Any) -> Any:
+        time.sleep(0.5)
+        return 500
+
+    with ExitStack() as stack:
+        urls = [stack.enter_context(http_server(answer)) for answer in (slow, slow, refusing)]
+        started_s = time.monotonic()
+        with pytest.raises(RefusedError, match="/pause_generation answered 500") as said:
+            pause_servers(urls)
+        assert said.value.urls == (urls[2],) and time.monotonic() - started_s < 1.2
+
+        class Refusing(ScriptedServers):
+            def pause(self, _: Sequence[str]) -> None:
+                self.told.append(("pause",))
+                pause_servers(urls[1:])
+
+            def bring_up(self, weights: Weights, at_fault: Sequence[str] = ()) -> list[str]:
+                self.told.append(tuple(at_fault))
+                return []
+
+        servers = Refusing(holders)
+        publisher = Publisher(ScriptedTransport(holders, []), servers, SglangConfig())
+        with pytest.raises(EngineError, match="in 3 attempts; the last time: .* answered 500"):
+            publisher.publish(4)
+        assert servers.told[::2] == [(), (), (urls[2],)]
+
+
+def test_garbage_is_an_engines_fault():
+    with http_server(lambda route, body: ["garbage"]) as url:
+        with pytest.raises(RefusedError, match=f"{url}/weights_checker answered"):
+            checksums(url, timeout_s=9)
+        with pytest.raises(SendError, match=f"{url}/server_info names no tp_size"):
+            find_engine(url, timeout_s=9)
+
+
+def test_a_server_of_others_that_stays_paused_ends_the_run():
+    """After some attempts; and one that goes on at the second is well."""
+    model, left = load_config(["model=tiny_v3"]).model, [1, 10]
+
+    def paused(number: int) -> Answer:
+        def answer(route: str, body: Any) -> Any:
+            if route == "/continue_generation":
+                left[number] -= 1
+                return 503 if left[number] >= 0 else {}
+            return {"architectures": hf_config(model)["architectures"]}
+
+        return answer
+
+    with http_server(paused(0)) as once, http_server(paused(1)) as ever:
+        config = SglangConfig(urls=[once, ever], keyed_sampling=False)
+        servers = Servers(config, model, dtype="float32", log_dir=Path("/nowhere"), on_cuda=True)
+        try:
+            servers.resume([once])
+            with pytest.raises(EngineError, match=f"{ever}/continue_generation answered 503"):
+                servers.resume([once, ever])
+        finally:
+            servers.close()
