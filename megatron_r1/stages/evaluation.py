@@ -174,7 +174,8 @@ def _run_suite(
             endpoint = with_cache(config.evaluation.judge, path.with_name("judge.jsonl"))
             judge = Judge(endpoint, given_up)
             texts = [outcome.texts for outcome in outcomes]
-            verdicts = judge_responses(benchmark.problems, texts, judge)
+            # A judge that is down ends it here: parts and replies stay, and no result is written.
+            verdicts = judge_responses(benchmark.problems, texts, judge, url=endpoint.base_url)
             result = judged_result(outcomes, verdicts, **settings)
             print(f"{name}: {judge.metrics}", flush=True)
         else:

@@ -68,3 +68,11 @@ def test_files_say_the_same(tmp_path):
     written = json.loads((tmp_path / "table.json").read_text())
     assert written["rows"]["helpfulness"]["Zero"] == {"value": 0.75, "low": 0.0, "high": 1.0}
     assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_does_not_count_stands_below():
+    lost = {**judged(0.75), "not_counted": {"samples without a verdict of the judge, left out": 3}}
+    table = stage_table({"base": RESULTS["base"], "Zero": {"helpfulness": lost}})
+    note = "Zero, helpfulness: 3 samples without a verdict of the judge, left out"
+    assert table.markdown().endswith(f"|\n\n- {note}")
+    assert table.to_json()["notes"] == [note]
