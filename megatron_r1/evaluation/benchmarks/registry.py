@@ -59,7 +59,7 @@ def read_benchmark(suite: SuiteConfig, *, seed: int) -> Benchmark:
     chosen = problems[: suite.num_problems or None]
     if not chosen:
         reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
-        raise DataError(f"{suite.path}: no problem can be used: {reasons}")
+        raise DataError(f"{suite.file}: no problem can be used: {reasons}")
     return Benchmark(tuple(_with_instruction(p, suite) for p in chosen), dict(skipped))
 
 
@@ -67,7 +67,7 @@ def _read_file(suite: SuiteConfig, seed: int) -> tuple[list[Problem], Counter[st
     adapter = ADAPTERS[suite.format]
     problems: list[Problem] = []
     skipped: Counter[str] = Counter()
-    for line in read_records(str(suite.path)):
+    for line in read_records(str(suite.file)):
         asked = Asked(line.record, line_id(line.path, line.number), suite, seed)
         try:
             problems.append(adapter(asked))
