@@ -12,7 +12,7 @@
 #
 #   sbatch [sbatch's options] launch/r1_zero.sh [overrides]
 #   sbatch -N 8 launch/r1_zero.sh model=qwen2.5_7b model.init_from=/models/qwen parallel.tensor=4 \
-#       data=jsonl data.path=/data/prompts.jsonl parallel.max_tokens_per_microbatch=33792
+#       data=jsonl data.path=/data/prompts.jsonl parallel.max_tokens_per_microbatch=66560
 cd "${SLURM_SUBMIT_DIR:?submit this file with sbatch, from the root of the checkout}"
 . launch/job.sh
 run_stage r1_zero "$@"

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.rewards.judge_server import Reply, judge_server
+
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.megatron, pytest.mark.xdist_group("commands")]
 
@@ -210,6 +212,32 @@ def test_a_checkpoint_is_evaluated_once_and_wrong_suites_are_named(base, tmp_pat
     refusal = train(*overrides, *wrong, program="megatron_r1.evaluate")
     assert refusal.returncode == 2 and "Traceback" not in refusal.stderr
     assert "aime.jsonl:1: no aime record: it lacks answer or Answer" in refusal.stderr
+
+
+def test_an_evaluation_whose_judge_is_down_is_finished_by_the_next_start(base, tmp_path):
+    cases = [{"question": f"{n} + 1 =", "answer": str(n + 1)} for n in range(4)]
+    (tmp_path / "general.jsonl").write_text("\n".join(map(json.dumps, cases)))
+    overrides = [str(base), *EVALUATED, f"run.root={tmp_path}", "run.name=judged"]
+    overrides += [
+        "evaluation=tiny_world",
+        f"evaluation.suites.general.path={tmp_path}/general.jsonl",
+    ]
+    overrides += ["evaluation.judge.max_retries=0"]
+    result = tmp_path / "judged/eval/tiny_world/general.json"
+
+    def evaluate(url: str) -> subprocess.CompletedProcess:
+        judge = f"evaluation.judge.base_url={url}"
+        return train(*overrides, judge, program="megatron_r1.evaluate")
+
+    down = evaluate("http://127.0.0.1:9/v1")
+    assert down.returncode != 0 and "the judge at http://127.0.0.1:9/v1 did not" in down.stderr
+    assert not result.exists() and len(list(result.parent.glob("general_parts/*"))) == 1
+    correct = Reply('{"analysis": "", "correctness": "correct"}')
+    with judge_server(lambda body: correct) as endpoint:
+        again = evaluate(endpoint.url)
+    assert again.returncode == 0, again.stderr[-4000:]
+    assert "evaluating general" not in again.stdout  # nothing was sampled again
+    assert json.loads(result.read_text())["not_counted"] == {}
 
 
 def small_disk(directory: Path, megabytes: int) -> bool:

@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone that is 
 
 from megatron_r1.command import run_command  # noqa: E402
 from megatron_r1.config.load import load_config  # noqa: E402
-from megatron_r1.data.json_lines import read_records, text_of  # noqa: E402
+from megatron_r1.data.json_lines import text_of  # noqa: E402
 from megatron_r1.data.preferences import write_preferences  # noqa: E402
+from megatron_r1.data.records import parse_records  # noqa: E402
 from megatron_r1.rewards.judge import Judge  # noqa: E402
 from megatron_r1.rewards.pairs import Candidates, build_pairs  # noqa: E402
 
@@ -36,7 +37,7 @@ def main() -> int:
 
     def judge_all() -> None:
         config = load_config(arguments.overrides)
-        candidates = read_records(
+        candidates = parse_records(
             arguments.candidates,
             to_candidates,
             what="candidate",

@@ -13,7 +13,7 @@ class OnBadLine(Enum):
 
     stop = "stop"
     set_aside = "set_aside"
-    """Into ``.rejected.jsonl``, with the reason; the rest goes on."""
+    """With the reason, into ``.rejected.jsonl`` in curation; the rest goes on."""
 
 
 @dataclass(kw_only=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from megatron_r1.config.curation import OnBadLine
 from megatron_r1.errors import ConfigError
 
 
@@ -34,10 +35,14 @@ class DataConfig:
     """Share of the remaining problems that only the synthetic corpus of `stage=tiny_base` may use;
     RL never draws them."""
     path: str | None = None
-    """JSONL file of training prompts (source=jsonl): one object a line, keys ``question`` and
-    ``answer``, optional ``id`` and ``grader`` (math, exact or reasoning_gym:<task>)."""
+    """File of training prompts (source=jsonl), in JSONL, CSV or Parquet: one object a line, keys
+    ``question`` and ``answer``, optional ``id`` and ``grader`` (math, exact or
+    reasoning_gym:<task>). A question that an earlier line asks is dropped, counted and reported."""
     heldout_path: str | None = None
-    """JSONL file of held-out prompts; None takes `heldout_problems` from `path`."""
+    """File of held-out prompts; None takes `heldout_problems` from `path`."""
+    bad_lines: OnBadLine = OnBadLine.stop
+    """What an unusable line does in a file of prompts or examples: it ends the run by name, or is
+    left out, counted and reported."""
     leave_out: list[str] = field(default_factory=list)
     """Data sets whose prompts are not used: a stage that learns from rules alone leaves out those
     that only models can judge."""

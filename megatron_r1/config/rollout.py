@@ -38,7 +38,10 @@ class RolloutConfig:
     top_k: int = 0
     """0 keeps the whole vocabulary."""
     max_response_tokens: int = 32_768
-    """R1-Zero: 32,768 before step 8,200 and 65,536 after."""
+    longer_from_step: int = 0
+    """Responses of RL phases that begin after so many updates may be `longer_factor` times as long;
+    0: none may. R1-Zero: 65,536 after update 8,200 (Nature, Methods)."""
+    longer_factor: int = 2
     max_batch: int = 256
     """Sequences that decode side by side for each data-parallel replica."""
     steps_ahead: int = 0
@@ -49,6 +52,11 @@ class RolloutConfig:
     def truncates(self) -> bool:
         """Some tokens cannot be drawn."""
         return self.top_p < 1 or self.top_k > 0
+
+    def response_tokens_after(self, step: int) -> int:
+        """The longest response of a phase that begins after `step` updates."""
+        is_longer = 0 < self.longer_from_step <= step
+        return self.max_response_tokens * (self.longer_factor if is_longer else 1)
 
     def __post_init__(self) -> None:
         if self.steps_ahead not in (0, 1):
@@ -67,7 +75,9 @@ class RolloutConfig:
             raise ConfigError(f"rollout.top_p must be in (0, 1], got {self.top_p}")
         if self.top_k < 0:
             raise ConfigError(f"rollout.top_k must be >= 0, got {self.top_k}")
-        for name in ("max_response_tokens", "max_batch"):
+        if self.longer_from_step < 0:
+            raise ConfigError(f"rollout.longer_from_step must be >= 0, got {self.longer_from_step}")
+        for name in ("max_response_tokens", "max_batch", "longer_factor"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"rollout.{name} must be >= 1, got {getattr(self, name)}")
 

@@ -193,7 +193,12 @@ def _check_lengths(config: RunConfig) -> None:
     if isinstance(config.stage, TinyBaseConfig | TinyWorldStageConfig):
         return  # samples nothing
     prompt, response = config.data.max_prompt_tokens, config.rollout.max_response_tokens
-    longest = f"data.max_prompt_tokens + rollout.max_response_tokens = {prompt} + {response}"
+    setting = "max_response_tokens"
+    last_phase = config.stage.num_steps - 1 if isinstance(config.stage, R1ZeroConfig) else 0
+    if config.rollout.response_tokens_after(last_phase) > response:
+        setting += " x rollout.longer_factor"
+        response = config.rollout.response_tokens_after(last_phase)
+    longest = f"data.max_prompt_tokens + rollout.{setting} = {prompt} + {response}"
     if prompt + response > config.model.max_positions:
         raise ConfigError(
             f"{longest} exceeds model.max_positions = {config.model.max_positions}. Lower one of "
@@ -202,7 +207,7 @@ def _check_lengths(config: RunConfig) -> None:
     if "overlong" in config.reward.parts and config.reward.overlong.max_response_tokens != response:
         raise ConfigError(
             f"reward.overlong.max_response_tokens = {config.reward.overlong.max_response_tokens} "
-            f"differs from rollout.max_response_tokens = {response}. Set both to the same"
+            f"differs from rollout.{setting} = {response}. Set both to the same"
         )
     if prompt + response > config.parallel.packable_tokens(config.precision):
         multiple = config.parallel.stream_multiple(config.precision)

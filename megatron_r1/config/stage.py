@@ -202,3 +202,10 @@ class DistillConfig(ExamplesConfig):
     logits. It runs in the student's layout, and stays on the device beside it."""
     num_epochs: int = 2
     max_tokens: int = 32_768
+    evaluate_every_steps: int = 50
+    """Our choice, as for SFT. The loss on held-out samples is measured after an update that is a
+    multiple of this, and at the end."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(self, "evaluate_every_steps")

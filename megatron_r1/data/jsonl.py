@@ -1,4 +1,4 @@
-"""Problems of one's own: a JSONL file, one object a line."""
+"""Problems of one's own: a file of JSONL, CSV or Parquet, one object a line."""
 
 from __future__ import annotations
 
@@ -7,32 +7,35 @@ from typing import Any
 
 from megatron_r1.data import gym_tasks
 from megatron_r1.data.code_tests import check_tests
-from megatron_r1.data.json_lines import read_records, text_of
+from megatron_r1.data.json_lines import text_of
 from megatron_r1.data.languages import LANGUAGES
 from megatron_r1.data.problems import Problem
-from megatron_r1.errors import ConfigError
+from megatron_r1.data.records import line_id, parse_records
+from megatron_r1.errors import ConfigError, DataError
 
 GRADERS = ("math", "exact", "choice", "code")
 
 
-def read_jsonl(path: str | Path, *, max_lines: int | None = None) -> list[Problem]:
+def read_jsonl(
+    path: str | Path, *, max_lines: int | None = None, bad_lines: list[DataError] | None = None
+) -> list[Problem]:
     """Read ``question``, ``answer`` and what docs/rewards.md lists; other keys are left alone.
 
     Without an id a problem is named after the file and its line. The grader is ``math`` unless
     named; ``code`` has ``tests`` and needs no answer. `max_lines` stops there; None reads the whole
-    file.
+    file. `bad_lines` as in `parse_records`.
 
     Raises:
         DataError: the file is missing or holds no problem, or a line is unusable: ``file:line``,
             what is wrong, and how the line starts.
     """
-    stem = Path(path).stem
-    return read_records(
+    return parse_records(
         path,
-        lambda record, number: problem_of(record, default_id=f"{stem}/{number}"),
+        lambda record, number: problem_of(record, default_id=line_id(path, number)),
         what="problem",
-        way_out="Set data.path or data.heldout_path to a JSONL file",
+        way_out="Set data.path or data.heldout_path to a file in JSONL or Parquet",
         max_lines=max_lines,
+        bad_lines=bad_lines,
     )
 
 

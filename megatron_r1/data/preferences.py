@@ -1,4 +1,4 @@
-"""Preferences: a better and a worse response to one prompt, as a JSONL file holds them.
+"""Preferences: a better and a worse response to one prompt, as a file of any format holds them.
 
     {"prompt": "Why is the sky blue?", "chosen": "Because ...", "rejected": "It is not.",
      "margin": 1.5, "id": "sky"}
@@ -17,7 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_r1.data.json_lines import read_records, text_of
+from megatron_r1.data.json_lines import text_of
+from megatron_r1.data.records import line_id, parse_records
+from megatron_r1.errors import DataError
 from megatron_r1.telemetry.files import replace_file
 
 
@@ -38,24 +40,26 @@ def read_preferences(
     path: str | Path,
     *,
     max_lines: int | None = None,
+    bad_lines: list[DataError] | None = None,
     part_read: Callable[[str], str] = str,
 ) -> list[PreferencePair]:
     """The pairs of a file, in its order. Without an id a pair is named after file and line.
 
     Args:
+        bad_lines: as in `parse_records`.
         part_read: what of a response is learned from; a pair that differs elsewhere alone is
             refused.
     Raises:
         DataError: the file is missing or holds no pair, or a line is unusable: ``file:line``, what
             is wrong, and how the line starts.
     """
-    stem = Path(path).stem
-    return read_records(
+    return parse_records(
         path,
-        lambda record, number: _to_pair(record, part_read, default_id=f"{stem}/{number}"),
+        lambda record, number: _to_pair(record, part_read, default_id=line_id(path, number)),
         what="pair",
-        way_out="Name a JSONL file with prompt, chosen and rejected",
+        way_out="Name a JSONL or Parquet file with prompt, chosen and rejected",
         max_lines=max_lines,
+        bad_lines=bad_lines,
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 
+from megatron_r1.config.curation import OnBadLine
 from megatron_r1.config.data import DataConfig, PromptSourceKind
 from megatron_r1.data.epochs import item_of_draw
 from megatron_r1.data.gym_tasks import generate_problems
@@ -26,8 +28,8 @@ _FIRST_LINES = 1000
 class PromptSource:
     """Endless prompts from `train`, in an order that depends on the seed and the epoch alone.
 
-    `train`, `heldout` and `corpus` are disjoint by question. `num_dropped` problems had a longer
-    prompt than `data.max_prompt_tokens`.
+    `train`, `heldout` and `corpus` are disjoint by question. `dropped` says of which problems and
+    lines there is no prompt: reason -> how many.
     """
 
     def __init__(
@@ -37,12 +39,12 @@ class PromptSource:
         config: DataConfig,
         tokenizer: Tokenizer,
         seed: int,
-        num_dropped: int,
+        dropped: Mapping[str, int],
     ) -> None:
         self.train = splits.train
         self.corpus = splits.corpus
         self.heldout = splits.heldout_side[: config.heldout_problems]
-        self.num_dropped = num_dropped
+        self.dropped = {reason: count for reason, count in dropped.items() if count}
         self._config = config
         self._tokenizer = tokenizer
         self._seed = seed
@@ -136,7 +138,7 @@ def check_source(config: DataConfig) -> None:
         return
     for path in (config.path, config.heldout_path):
         if path is not None:
-            read_jsonl(path, max_lines=_FIRST_LINES)
+            read_jsonl(path, max_lines=_FIRST_LINES, bad_lines=_kept_apart(config))
 
 
 def open_prompts(config: DataConfig, tokenizer: Tokenizer, *, seed: int) -> PromptSource:
@@ -146,26 +148,23 @@ def open_prompts(config: DataConfig, tokenizer: Tokenizer, *, seed: int) -> Prom
         ConfigError: unknown task, option or template.
         DataError: an unusable file, every prompt too long, or too few problems for a split.
     """
+    dropped: Counter[str] = Counter()
     if config.source is PromptSourceKind.jsonl:
-        problems = _without(read_jsonl(str(config.path)), config.leave_out)
+        kept = _of_file(str(config.path), config, tokenizer, dropped)
     else:
-        problems = generate_problems(config.task, config.task_options, config.num_problems)
-    distinct = remove_duplicates(problems)
-    kept = _drop_long(distinct, config, tokenizer)
-    num_dropped = len(distinct) - len(kept)
+        # Of a generator, duplicates are the rule.
+        drawn = generate_problems(config.task, config.task_options, config.num_problems)
+        kept = _drop_long(remove_duplicates(drawn), config, tokenizer, dropped)
 
     if config.source is PromptSourceKind.jsonl and config.heldout_path is not None:
-        of_file = _without(read_jsonl(config.heldout_path), config.leave_out)
-        heldout = remove_duplicates(of_file)
-        kept_heldout = _drop_long(heldout, config, tokenizer)
-        num_dropped += len(heldout) - len(kept_heldout)
-        splits = _split_with_file(kept, kept_heldout, config.corpus_frac)
+        heldout = _of_file(config.heldout_path, config, tokenizer, dropped)
+        splits = _split_with_file(kept, heldout, config.corpus_frac)
+        shared = len(kept) - len(splits.train) - len(splits.corpus)
+        dropped[f"ask what {config.heldout_path} holds out"] += shared
     else:
         splits = split_by_hash(kept, corpus_frac=config.corpus_frac)
     _check_sizes(splits, config)
-    return PromptSource(
-        splits, config=config, tokenizer=tokenizer, seed=seed, num_dropped=num_dropped
-    )
+    return PromptSource(splits, config=config, tokenizer=tokenizer, seed=seed, dropped=dropped)
 
 
 def open_corpus(config: DataConfig) -> tuple[Problem, ...]:
@@ -179,6 +178,24 @@ def open_corpus(config: DataConfig) -> tuple[Problem, ...]:
             f"{config.corpus_frac} of data.num_problems = {config.num_problems}. Raise one of them"
         )
     return splits.corpus
+
+
+def _of_file(
+    path: str, config: DataConfig, tokenizer: Tokenizer, dropped: Counter[str]
+) -> list[Problem]:
+    """The distinct problems of a file whose prompts fit; `dropped` gets the others."""
+    bad_lines = _kept_apart(config)
+    problems = _without(read_jsonl(path, bad_lines=bad_lines), config.leave_out)
+    if bad_lines:
+        dropped[f"are bad lines of {path}; the first: {bad_lines[0]}"] += len(bad_lines)
+    distinct = remove_duplicates(problems)
+    dropped[f"ask what an earlier line of {path} asks"] += len(problems) - len(distinct)
+    return _drop_long(distinct, config, tokenizer, dropped)
+
+
+def _kept_apart(config: DataConfig) -> list[DataError] | None:
+    """For the bad lines of a file, where they are set aside."""
+    return [] if config.bad_lines is OnBadLine.set_aside else None
 
 
 def _without(problems: Sequence[Problem], datasets: Collection[str]) -> list[Problem]:
@@ -207,7 +224,7 @@ def _split_with_file(
 
 
 def _drop_long(
-    problems: Sequence[Problem], config: DataConfig, tokenizer: Tokenizer
+    problems: Sequence[Problem], config: DataConfig, tokenizer: Tokenizer, dropped: Counter[str]
 ) -> list[Problem]:
     """The problems whose prompts have at most `data.max_prompt_tokens` tokens."""
     lengths = tokenizer.lengths([render(config.template, p.question) for p in problems])
@@ -221,6 +238,8 @@ def _drop_long(
             f"every prompt is longer than data.max_prompt_tokens = {config.max_prompt_tokens}; the "
             f"shortest of {len(problems)} has {min(lengths)} tokens. Set it to that or more"
         )
+    long = f"are longer than data.max_prompt_tokens = {config.max_prompt_tokens}"
+    dropped[long] += len(problems) - len(kept)
     return kept
 
 

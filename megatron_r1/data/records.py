@@ -1,7 +1,8 @@
 """Files of records, line by line: JSONL, JSONL.gz, CSV or Parquet, without ever holding a file.
 
 What a reader does with a line that is no record, to stop or to set it aside, is its own business: a
-bad line arrives like the others, with what is wrong with it.
+bad line arrives like the others, with what is wrong with it. `parse_records` is what training reads
+by, whatever a record has to hold.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ from __future__ import annotations
 import csv
 import gzip
 import itertools
+import json
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from megatron_r1.data.json_lines import decode
 from megatron_r1.errors import DataError
 
+T = TypeVar("T")
 FORMATS = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
 _PARQUET_ROWS = 1_024
 
@@ -41,13 +44,18 @@ class Line:
 
     def fail(self, error: str) -> DataError:
         """The error that names this line."""
-        start = f". The line starts {self.text[:60]!r}" if self.text else ""
+        text = self.text
+        if not text and self.record:
+            text = json.dumps(self.record, ensure_ascii=False, default=str)
+        start = f". The line starts {text[:60]!r}" if text else ""
         return DataError(f"{self.where}: {error}{start}")
 
 
-def read_lines(path: str | Path) -> Iterator[Line]:
+def read_lines(path: str | Path, what: str = "record") -> Iterator[Line]:
     """Every line but blank ones, in order.
 
+    Args:
+        what: a line's name in messages.
     Raises:
         DataError: the file is missing, has another format, or is cut short.
     """
@@ -60,7 +68,9 @@ def read_lines(path: str | Path) -> Iterator[Line]:
     number = 0
     try:
         with _open(path) as file:
-            for line in _csv_rows(path, file) if path.suffix == ".csv" else _json_lines(path, file):
+            for line in (
+                _csv_rows(path, file) if path.suffix == ".csv" else _json_lines(path, file, what)
+            ):
                 number = line.number
                 yield line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -85,16 +95,90 @@ def read_records(path: str | Path) -> Iterator[Line]:
         raise DataError(f"{path} is empty")
 
 
+def parse_records(
+    path: str | Path,
+    parse: Callable[[dict[str, Any], int], T],
+    *,
+    what: str,
+    way_out: str,
+    max_lines: int | None = None,
+    bad_lines: list[DataError] | None = None,
+) -> list[T]:
+    """`parse` each record of a file, given its line's number. A file of any other ending than
+    `FORMATS` is read as JSONL.
+
+    Args:
+        parse: raises ValueError with what is wrong with a record.
+        what: one record's name in messages, e.g. ``prompt``.
+        way_out: said of a file that cannot be opened.
+        max_lines: stops there; None reads the whole file.
+        bad_lines: gets what is wrong with each line that is left out; None: the first ends it.
+    Raises:
+        DataError: the file is missing or holds no usable record, or a line is unusable:
+            ``file:line``, what is wrong, and how the line starts.
+    """
+    records: list[T] = []
+    found_bad: list[DataError] = []
+    for line in _lines_of_any(Path(path), what, way_out):
+        if max_lines is not None and line.number > max_lines:
+            break
+        try:
+            if line.error:
+                raise ValueError(line.error)
+            records.append(parse(line.record, line.number))
+        except ValueError as error:
+            found_bad.append(line.fail(str(error)))
+            if bad_lines is None:
+                raise found_bad[0] from error
+    if not records and found_bad:
+        raise DataError(f"{what} file {path}: all of its lines are bad; the first: {found_bad[0]}")
+    if not records:
+        raise DataError(f"{what} file {path} holds no {what}. Write one JSON object a line")
+    if bad_lines is not None:
+        bad_lines += found_bad
+    return records
+
+
+def line_id(path: str | Path, number: int) -> str:
+    """The name of a line that has none of its own: the file's without its ending, and the number.
+    ``data/math.v2.jsonl.gz`` has ``math.v2/17``."""
+    return f"{file_name(path)}/{number}"
+
+
+def file_name(path: str | Path) -> str:
+    """Without its folder, and without the ending that says its format."""
+    name = Path(path).name
+    for ending in FORMATS:
+        if name.endswith(ending):
+            return name.removesuffix(ending)
+    return Path(path).stem
+
+
+def _lines_of_any(path: Path, what: str, way_out: str) -> Iterator[Line]:
+    """`read_lines`, of a file of another ending too."""
+    if path.is_dir() or not path.exists():
+        strerror = "Is a directory" if path.is_dir() else "No such file or directory"
+        raise DataError(f"{what} file {path}: {strerror}. {way_out}")
+    if path.name.endswith(FORMATS):
+        yield from read_lines(path, what)
+        return
+    try:
+        with open(path, "rb") as file:
+            yield from _json_lines(path, file, what)
+    except OSError as error:
+        raise DataError(f"{what} file {path}: {error.strerror}. {way_out}") from error
+
+
 def _open(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
 
 
-def _json_lines(path: Path, file: IO[bytes]) -> Iterator[Line]:
+def _json_lines(path: Path, file: IO[bytes], what: str) -> Iterator[Line]:
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
         try:
-            yield Line(path, number, decode(line.rstrip(b"\n")))
+            yield Line(path, number, decode(line.rstrip(b"\n"), what))
         except ValueError as error:
             text = line.rstrip(b"\r\n").decode("utf-8", errors="backslashreplace")
             yield Line(path, number, error=str(error), text=text)

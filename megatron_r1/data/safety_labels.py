@@ -1,4 +1,4 @@
-"""Responses labelled safe or unsafe, as a JSONL file holds them.
+"""Responses labelled safe or unsafe, as a file holds them, in JSONL or Parquet.
 
     {"prompt": "How do locks work?", "response": "<think>...</think>A lock ...", "safe": true,
      "id": "locks"}
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_r1.data.json_lines import read_records, text_of
+from megatron_r1.data.json_lines import text_of
+from megatron_r1.data.records import line_id, parse_records
+from megatron_r1.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -28,20 +30,23 @@ class LabelledResponse:
     id: str = ""
 
 
-def read_labelled(path: str | Path, *, max_lines: int | None = None) -> list[LabelledResponse]:
+def read_labelled(
+    path: str | Path, *, max_lines: int | None = None, bad_lines: list[DataError] | None = None
+) -> list[LabelledResponse]:
     """The responses of a file, in its order. Without an id one is named after file and line.
+    `bad_lines` as in `parse_records`.
 
     Raises:
         DataError: the file is missing or holds no response, or a line is unusable: ``file:line``,
             what is wrong, and how the line starts.
     """
-    stem = Path(path).stem
-    return read_records(
+    return parse_records(
         path,
-        lambda record, number: _to_labelled(record, default_id=f"{stem}/{number}"),
+        lambda record, number: _to_labelled(record, default_id=line_id(path, number)),
         what="response",
-        way_out="Name a JSONL file with prompt, response and safe",
+        way_out="Name a JSONL or Parquet file with prompt, response and safe",
         max_lines=max_lines,
+        bad_lines=bad_lines,
     )
 
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_r1.data.json_lines import read_records, text_of
+from megatron_r1.data.json_lines import text_of
+from megatron_r1.data.records import parse_records
+from megatron_r1.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -24,19 +26,22 @@ class Sample:
     response: str
 
 
-def read_samples(path: str | Path, *, max_lines: int | None = None) -> list[Sample]:
-    """The samples of a file, in its order.
+def read_samples(
+    path: str | Path, *, max_lines: int | None = None, bad_lines: list[DataError] | None = None
+) -> list[Sample]:
+    """The samples of a file, in its order. `bad_lines` as in `parse_records`.
 
     Raises:
         DataError: the file is missing or holds no sample, or a line is unusable: ``file:line``,
             what is wrong, and how the line starts.
     """
-    return read_records(
+    return parse_records(
         path,
         lambda record, _: sample_of(record),
         what="sample",
-        way_out="Name a JSONL file with prompt and response",
+        way_out="Name a JSONL or Parquet file with prompt and response",
         max_lines=max_lines,
+        bad_lines=bad_lines,
     )
 
 

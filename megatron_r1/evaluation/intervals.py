@@ -6,7 +6,10 @@ mean could move with other problems of the same kind. Of values between 0 and 1 
 of their mean is taken, which is the cluster-robust one of Miller, "Adding error bars to evals"
 (arXiv:2411.00640) section 2.2; it needs no random numbers, where a bootstrap over problems would
 give the same to its own noise. Where every value is 0 or 1 (one sample, a vote, pass@n of n
-samples) it is Wilson's (1927), which does not shrink to nothing when all are right.
+samples) it is Wilson's (1927), which does not shrink to nothing when all are right. Nor does the
+other: values that differ less than those of one odd problem among them would, have Wilson's
+half-width for outcomes that all agree, z^2 / 2(n + z^2), and the more alike they are, the more of
+its pull towards 1/2.
 """
 
 from __future__ import annotations
@@ -48,8 +51,14 @@ def estimate(values: Sequence[float], *, confidence: float = 0.95) -> Estimate:
     value = fmean(values)
     if len(values) == 1:
         return Estimate(value, 0.0, 1.0)
-    half = _z(confidence) * stdev(values) / math.sqrt(len(values))
-    return Estimate(value, max(0.0, value - half), min(1.0, value + half))
+    z, n = _z(confidence), len(values)
+    half, least = z * stdev(values) / math.sqrt(n), z * z / (2 * (n + z * z))
+    centre = value
+    if half < least:
+        # 0 where the two agree, 1 where all values are equal: no step between the two intervals.
+        alike = 1 - (half / least) ** 2
+        centre, half = value + alike * 2 * least * (0.5 - value), least
+    return Estimate(value, max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half)))
 
 
 def wilson(num_right: int, num_problems: int, *, confidence: float = 0.95) -> Estimate:

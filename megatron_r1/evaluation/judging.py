@@ -5,29 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from megatron_r1.data.problems import Problem
+from megatron_r1.data.scored_rows import summary_of
 from megatron_r1.evaluation.benchmarks.general import PAIRWISE
 from megatron_r1.rewards.judge import PAIR_SCORES, Judge, Judgement, Kind
-from megatron_r1.rewards.reasoning import final_part_of
+from megatron_r1.rewards.teacher import check_answered
 
 
 def judge_responses(
-    problems: Sequence[Problem], texts: Sequence[Sequence[str]], judge: Judge
+    problems: Sequence[Problem], texts: Sequence[Sequence[str]], judge: Judge, *, url: str
 ) -> list[list[float | None]]:
     """For each response 1, 0.5 or 0; None where there is no verdict.
 
     Against a baseline: won, tied or lost, the mean of both sides, since judges prefer one. Against
-    a reference: correct or not. Only the final summary is shown, as in R1 appendix D.1.
+    a reference: correct or not. Only the final summary is shown, as in R1 appendix D.1, and nothing
+    of a thought that was not ended.
+
+    Args:
+        url: where the judge is, for messages.
+    Raises:
+        EngineError: the judge did not answer more than a few of the requests.
     """
     pairs, references = [], []
     for problem, responses in zip(problems, texts, strict=True):
-        for sample, response in enumerate(map(final_part_of, responses)):
+        for sample, response in enumerate(map(summary_of, responses)):
             if problem.grader == PAIRWISE:
                 pairs.append((problem.question, response, problem.answer, sample))
                 pairs.append((problem.question, problem.answer, response, sample))
             else:
                 references.append((problem.question, problem.answer, response, sample))
-    compared = iter(judge.map_compare(pairs))
-    checked = iter(judge.map_correct(references))
+    compared, checked = judge.map_compare(pairs), judge.map_correct(references)
+    check_answered([*compared, *checked], who=f"the judge at {url}", group="evaluation.judge")
+    compared, checked = iter(compared), iter(checked)
     return [
         [
             _mean_of_sides(next(compared), next(compared))

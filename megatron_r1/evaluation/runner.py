@@ -13,6 +13,7 @@ from megatron_r1.evaluation.consensus import consensus, same_text, same_value
 from megatron_r1.evaluation.pass_at_k import pass_at_k
 from megatron_r1.parallel.exchange import all_gather_objects, broadcast_object
 from megatron_r1.parallel.layout import Layout
+from megatron_r1.rewards.choices import letters_of
 from megatron_r1.rewards.extract import extract_answer
 from megatron_r1.rewards.scorer import RewardScorer
 from megatron_r1.rollout.engine import OnProgress, RolloutEngine, SamplingParams
@@ -160,8 +161,13 @@ def summarise(outcomes: Sequence[Outcome]) -> EvalResult:
 
 def _vote(scored: ScoredGroup, is_right: Sequence[bool], voter: RewardScorer) -> tuple[float, bool]:
     """cons@k, and whether values could not be compared in time."""
+    prompt = scored.group.prompt
     answers = [extract_answer(rollout.text)[0] for rollout in scored.group.rollouts]
-    if scored.group.prompt.grader == "math":
+    if prompt.grader == "choice":
+        # `C`, `(C)` and the text of option C are one vote; what names no option is its own.
+        choices = prompt.grader_data.get("choices", ())
+        answers = [answer and (letters_of(answer, choices) or answer) for answer in answers]
+    if prompt.grader == "math":
         try:
             arguments = (answers, is_right, same_value)
             return voter.call(consensus, *arguments, timeout_s=_CONSENSUS_TIMEOUT_S), False

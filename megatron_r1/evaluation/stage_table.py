@@ -24,14 +24,19 @@ class StageTable:
     columns: tuple[str, ...]
     rows: Mapping[str, Mapping[str, Estimate]]
     """Row -> column -> estimate; a model that was not measured there has none."""
+    notes: tuple[str, ...] = ()
+    """What is missing from the measures, or counts as wrong for want of a verdict."""
 
     def markdown(self) -> str:
-        """Bars and dashes; reads well on a terminal too."""
+        """Bars and dashes, then the notes; reads well on a terminal too."""
         body = [
             [label, *(_cell(cells.get(column)) for column in self.columns)]
             for label, cells in self.rows.items()
         ]
-        return render_table(["", *self.columns], body)
+        listed = [f"- {note}" for note in self.notes]
+        return "\n".join(
+            [render_table(["", *self.columns], body), *([""] if listed else []), *listed]
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -40,6 +45,7 @@ class StageTable:
                 label: {column: found.to_json() for column, found in cells.items()}
                 for label, cells in self.rows.items()
             },
+            "notes": list(self.notes),
         }
 
 
@@ -68,7 +74,15 @@ def stage_table(
         }
     for suite in judged:
         rows[suite] = _row(results, suite, "judged")
-    return StageTable(tuple(results), {label: cells for label, cells in rows.items() if cells})
+    notes = tuple(
+        f"{column}, {suite}: {count} {reason}"
+        for column, found in results.items()
+        for suite, result in found.items()
+        for reason, count in result.get("not_counted", {}).items()
+    )
+    return StageTable(
+        tuple(results), {label: cells for label, cells in rows.items() if cells}, notes
+    )
 
 
 def write_stage_table(table: StageTable, directory: Path, *, title: str) -> None:

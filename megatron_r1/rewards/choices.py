@@ -28,6 +28,11 @@ def is_choice(gold: str, prediction: str, choices: Sequence[str] = ()) -> bool:
     return _letters(prediction, choices) == right
 
 
+def letters_of(answer: str, choices: Sequence[str] = ()) -> str:
+    """The options that an answer names, as ``AC``; nothing where it names none."""
+    return "".join(sorted(_letters(answer, choices)))
+
+
 def _letters(answer: str, choices: Sequence[str]) -> frozenset[str]:
     text = normalise(answer)
     for index, choice in enumerate(choices):

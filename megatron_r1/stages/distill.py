@@ -10,13 +10,12 @@ from megatron_r1.checkpoint.record import read_state, resolve_checkpoint, saved_
 from megatron_r1.config.model import ModelConfig
 from megatron_r1.config.run import check_model_fits_degrees
 from megatron_r1.config.stage import DistillConfig
-from megatron_r1.data.examples import response_row
-from megatron_r1.data.samples import read_samples
-from megatron_r1.data.templates import render
+from megatron_r1.data.examples import Example
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError
 from megatron_r1.models.policy import Policy
 from megatron_r1.stages.session import Session, check_not_past
+from megatron_r1.stages.sft import sample_rows
 from megatron_r1.trainers.distill import DistillLoopConfig, train_distilled
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.supervised import SupervisedParts
@@ -33,12 +32,13 @@ def run_distill(
         )
     config = session.config
     tokenizer = session.tokenizer(init_from)
-    read = read_samples(stage.examples)
-    samples = [
-        (response_row(render(config.data.template, sample.prompt), sample.response, tokenizer),)
-        for sample in read
-    ]
-    samples = session.without_long(samples, stage.examples, max_tokens=stage.max_tokens)
+
+    def rows_of(path: str) -> list[Example]:
+        rows = sample_rows(session, Path(path), tokenizer)
+        return session.without_long(rows, path, max_tokens=stage.max_tokens)
+
+    samples = rows_of(stage.examples)
+    heldout = [] if stage.heldout is None else rows_of(stage.heldout)
     num_steps = stage.num_steps(len(samples))
     teacher = None
     if stage.teacher is not None:
@@ -59,6 +59,7 @@ def run_distill(
             samples,
             state,
             teacher=teacher,
+            heldout=heldout,
         )
     return student
 

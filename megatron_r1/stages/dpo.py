@@ -13,6 +13,7 @@ from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError
 from megatron_r1.models.weight_bank import WeightBank
 from megatron_r1.parallel.exchange import on_main_rank
+from megatron_r1.stages.example_files import read_examples
 from megatron_r1.stages.session import Session, check_not_past
 from megatron_r1.telemetry.files import write_json
 from megatron_r1.trainers.megatron_step import MegatronStep
@@ -66,7 +67,8 @@ def read_pairs(
 ) -> list[Example]:
     """A file's pairs as rows, chosen and rejected; the same on every rank."""
     template = session.config.data.template
-    pairs = [pair_rows(pair, template, tokenizer) for pair in read_preferences(path)]
+    found = read_examples(session, read_preferences, path)
+    pairs = [pair_rows(pair, template, tokenizer) for pair in found]
     return session.without_long(pairs, path, max_tokens=stage.max_tokens)
 
 

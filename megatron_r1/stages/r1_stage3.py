@@ -23,6 +23,7 @@ from megatron_r1.rewards.reasoning import final_part_of
 from megatron_r1.rewards.teacher import Teacher, check_answered
 from megatron_r1.stages.collect import read_parts
 from megatron_r1.stages.collect_and_tune import collect_and_tune
+from megatron_r1.stages.example_files import read_examples
 from megatron_r1.stages.session import Session
 from megatron_r1.stages.sft_set import example_of, version_of, with_cache, write_set
 from megatron_r1.trainers.megatron_step import MegatronStep
@@ -55,7 +56,7 @@ def write_sft_set(
     reasoning = [
         example_of(sample, by_draw[sample["draw"]], seed=seed, **origin) for sample in found.kept
     ]
-    general, figures = general_examples(stage, data, given_up)
+    general, figures = general_examples(session, stage, data, given_up)
     all_found = {"reasoning, all": len(reasoning), "general, all": len(general)}
     reasoning, general = trim_to_ratio(reasoning, general, stage.reasoning_per_general)
     figures |= {**all_found, "reasoning": len(reasoning), "general": len(general)}
@@ -102,12 +103,12 @@ def with_verdicts(
 
 
 def general_examples(
-    stage: R1Stage3Config, data: Path, given_up: Event
+    session: Session, stage: R1Stage3Config, data: Path, given_up: Event
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """What is no reasoning, by the schema of docs/data.md, and the teacher's figures."""
     if stage.general is None:
         return [], {}
-    samples = read_samples(stage.general)
+    samples = read_examples(session, read_samples, stage.general)
     responses = [sample.response for sample in samples]
     figures: dict[str, Any] = {}
     if stage.teacher.enabled:

@@ -37,11 +37,8 @@ def run_rl(
     config = session.config
     tokenizer = session.tokenizer(init_from)
     prompts = open_prompts(config.data, tokenizer, seed=config.run.seed)
-    if prompts.num_dropped:
-        session.say(
-            f"{prompts.num_dropped} prompts are longer than data.max_prompt_tokens = "
-            f"{config.data.max_prompt_tokens} and were dropped"
-        )
+    for reason, count in prompts.dropped.items():
+        session.say(f"{count} prompts {reason}, and were dropped")
     if prepare is not None:
         prepare(prompts)
     megatron_step = session.megatron_step(

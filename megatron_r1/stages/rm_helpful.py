@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from megatron_r1.data.scored_rows import scored_row, summary_of
 from megatron_r1.data.templates import render
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.evaluation.ranking import pair_metrics
+from megatron_r1.stages.example_files import read_examples
 from megatron_r1.stages.reward_model import run_reward_model
 from megatron_r1.stages.session import Session
 from megatron_r1.trainers.megatron_step import MegatronStep
@@ -27,7 +29,8 @@ def run_rm_helpful(
     template = session.config.data.template
 
     def read(path: str, tokenizer: Tokenizer) -> list[Example]:
-        return read_pairs(path, template, tokenizer)
+        reader = partial(read_examples, session, read_preferences)
+        return read_pairs(path, template, tokenizer, reader)
 
     return run_reward_model(session, stage, run_dir, init_from, helpful_task(stage), read=read)
 
@@ -44,13 +47,18 @@ def helpful_task(stage: RmHelpfulConfig) -> RewardTask:
     )
 
 
-def read_pairs(path: str, template: str, tokenizer: Tokenizer) -> list[Example]:
-    """Every pair of a file.
+def read_pairs(
+    path: str,
+    template: str,
+    tokenizer: Tokenizer,
+    reader: Callable[..., list[PreferencePair]] = read_preferences,
+) -> list[Example]:
+    """Every pair of a file, as `reader` finds them.
 
     Raises:
         DataError: a line is unusable, or its responses have one summary; ``file:line``.
     """
-    pairs = read_preferences(path, part_read=summary_of)
+    pairs = reader(path, part_read=summary_of)
     return [pair_rows(pair, template, tokenizer) for pair in pairs]
 
 

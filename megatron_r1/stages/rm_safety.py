@@ -16,6 +16,7 @@ from megatron_r1.data.templates import render
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import DataError
 from megatron_r1.evaluation.ranking import label_metrics
+from megatron_r1.stages.example_files import read_examples
 from megatron_r1.stages.reward_model import run_reward_model
 from megatron_r1.stages.session import Session
 from megatron_r1.trainers.megatron_step import MegatronStep
@@ -29,7 +30,7 @@ def run_rm_safety(
     template = session.config.data.template
 
     def read(path: str, tokenizer: Tokenizer) -> list[Example]:
-        cases = read_labelled(path)
+        cases = read_examples(session, read_labelled, path)
         if path == stage.heldout:
             check_both_labels(cases, path)
         return [labelled_row(case, template, tokenizer) for case in cases]

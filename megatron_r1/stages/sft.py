@@ -10,6 +10,7 @@ from megatron_r1.data.samples import read_samples
 from megatron_r1.data.templates import render
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError
+from megatron_r1.stages.example_files import read_examples
 from megatron_r1.stages.session import Session, check_not_past
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.sft import train_sft
@@ -42,7 +43,7 @@ def fine_tune(
     tokenizer = session.tokenizer(init_from)
 
     def rows_of(path: Path, *, may_be_none: bool) -> list[Example]:
-        rows = sample_rows(path, config.data.template, tokenizer)
+        rows = sample_rows(session, path, tokenizer)
         return session.without_long(
             rows, str(path), max_tokens=stage.max_tokens, may_be_none=may_be_none
         )
@@ -65,9 +66,10 @@ def fine_tune(
     return model
 
 
-def sample_rows(path: Path, template: str, tokenizer: Tokenizer) -> list[Example]:
+def sample_rows(session: Session, path: Path, tokenizer: Tokenizer) -> list[Example]:
     """One row for each sample of a file."""
+    template = session.config.data.template
     return [
         (response_row(render(template, sample.prompt), sample.response, tokenizer),)
-        for sample in read_samples(path)
+        for sample in read_examples(session, read_samples, path)
     ]

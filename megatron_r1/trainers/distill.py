@@ -17,6 +17,7 @@ from megatron_r1.data.examples import Example
 from megatron_r1.models.policy import Policy
 from megatron_r1.trainers.forward_passes import row_logits
 from megatron_r1.trainers.output_losses import on_divergence
+from megatron_r1.trainers.sft import measuring_nll
 from megatron_r1.trainers.supervised import SupervisedParts, train_on_examples
 from megatron_r1.types import TrainBatch
 
@@ -38,15 +39,22 @@ def train_distilled(
     state: LoopState,
     *,
     teacher: Policy | None,
+    heldout: Sequence[Example] = (),
 ) -> LoopState:
     """Go on from `state` to the end of the last epoch. Every rank of the job calls it.
 
     Args:
         samples: its responses, one row each.
         teacher: of the same vocabulary, in the same layout; None learns from its responses alone.
+        heldout: as `samples`; their loss is recorded as ``heldout/nll``, whatever the objective.
     """
     step, seed = parts.megatron_step, config.seed
-    learn = partial(train_on_examples, parts, config.stage, config.optimizer, samples, state)
+    measured = measuring_nll(parts, heldout, config.stage, config.stage.num_steps(len(samples)))
+    learn = partial(
+        train_on_examples,
+        *(parts, config.stage, config.optimizer, samples, state),
+        measured_after=measured,
+    )
     if teacher is None:
         return learn(step.on_logprobs(sft_loss), seed=seed)
 

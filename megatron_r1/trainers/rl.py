@@ -141,7 +141,7 @@ def deal(
         num_minibatches=config.stage.steps_in_phase(phase_start),
         seed=(config.seed, phase_start),
         config=config.algo,
-        max_response_tokens=config.rollout.max_response_tokens,
+        max_response_tokens=config.rollout.response_tokens_after(phase_start),
         samplers=policy.layout.dp_cp,
         num_replicas=policy.layout.dp.size,
         device=policy.host.device,

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from megatron_r1.checkpoint.store import LoopState
-from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.errors import UserError
 from megatron_r1.parallel.exchange import all_gather_objects, broadcast_object
 from megatron_r1.rollout.engine import SamplingParams
@@ -72,7 +71,7 @@ def start_phase_ahead(parts: RlParts, config: RlConfig, step: int) -> None:
     """Have the servers begin with the prompts that the phase from `step` on draws first."""
     wanted = config.stage.prompts_per_step * config.stage.steps_in_phase(step)
     prompts = parts.prompts.ahead(wanted, step=step)
-    params = sampling_params(config.rollout, config.stage.rollouts_per_prompt, config.seed)
+    params = sampling_params(config, step)
     parts.engine.start_ahead(parts.megatron_step.policy.layout.own_share(prompts), params)
 
 
@@ -82,7 +81,7 @@ def sample_and_score(
     """Scored rollouts of this replica's prompts, on every rank of the replica."""
     layout = parts.megatron_step.policy.layout
     own = layout.own_share(prompts)
-    params = sampling_params(config.rollout, config.stage.rollouts_per_prompt, config.seed)
+    params = sampling_params(config, state.step)
     groups = parts.engine.generate(
         own,
         params,
@@ -141,13 +140,14 @@ def phase_metrics(parts: RlParts, scored: Sequence[ScoredGroup]) -> dict[str, Pa
     return metrics
 
 
-def sampling_params(rollout: RolloutConfig, num_samples: int, seed: int) -> SamplingParams:
-    """The rollout configuration as the engine takes it."""
+def sampling_params(config: RlConfig, step: int) -> SamplingParams:
+    """The rollout configuration as the engine takes it for a phase that begins after `step`."""
+    rollout = config.rollout
     return SamplingParams(
-        num_samples=num_samples,
-        max_response_tokens=rollout.max_response_tokens,
+        num_samples=config.stage.rollouts_per_prompt,
+        max_response_tokens=rollout.response_tokens_after(step),
         temperature=rollout.temperature,
         top_p=rollout.top_p,
         top_k=rollout.top_k,
-        seed=seed,
+        seed=config.seed,
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from megatron_r1.algos.sft import sft_loss
 from megatron_r1.checkpoint.store import LoopState
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.sft import SftConfig
+from megatron_r1.config.stage import DistillConfig
 from megatron_r1.data.examples import Example
 from megatron_r1.models.policy import Policy
 from megatron_r1.parallel.exchange import broadcast_object, sum_pairs
@@ -31,24 +32,33 @@ def train_sft(
         samples: of one row each.
         heldout: the same; their loss is recorded as ``heldout/nll``.
     """
-    step, num_steps = parts.megatron_step, stage.num_steps(len(samples))
-
-    def measured_after(made: int) -> dict[str, float]:
-        if not heldout or (made % stage.evaluate_every_steps and made < num_steps):
-            return {}
-        with parts.recorder.timed("time/evaluation_s"):
-            return {"heldout/nll": heldout_nll(step.policy, heldout)}
-
     return train_on_examples(
         parts,
         stage,
         optimizer,
         samples,
         state,
-        step.on_logprobs(sft_loss),
+        parts.megatron_step.on_logprobs(sft_loss),
         seed=seed,
-        measured_after=measured_after,
+        measured_after=measuring_nll(parts, heldout, stage, stage.num_steps(len(samples))),
     )
+
+
+def measuring_nll(
+    parts: SupervisedParts,
+    heldout: Sequence[Example],
+    stage: SftConfig | DistillConfig,
+    num_steps: int,
+) -> Callable[[int], dict[str, float]]:
+    """What to record of held-out samples with each update, where there are any."""
+
+    def measured_after(made: int) -> dict[str, float]:
+        if not heldout or (made % stage.evaluate_every_steps and made < num_steps):
+            return {}
+        with parts.recorder.timed("time/evaluation_s"):
+            return {"heldout/nll": heldout_nll(parts.megatron_step.policy, heldout)}
+
+    return measured_after
 
 
 def heldout_nll(policy: Policy, heldout: Sequence[Example]) -> float:

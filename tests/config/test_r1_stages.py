@@ -31,6 +31,17 @@ def test_a_phase_ends_where_the_preference_steps_begin():
     assert phases(R1ZeroConfig(num_steps=10, steps_per_phase=4)) == [4, 4, 2]
 
 
+def test_r1_zero_samples_longer_responses_from_update_8200_on():
+    rollout = load_config(["stage=r1_zero"]).rollout
+    # Phases of 16 begin after 8,192 and 8,208 updates.
+    assert [rollout.response_tokens_after(step) for step in (8_192, 8_208)] == [32_768, 65_536]
+    room = "parallel.max_tokens_per_microbatch=33792"
+    run = ["stage=r1_zero", "model=qwen2.5_7b", "data=jsonl", "data.path=x", room]
+    with pytest.raises(ConfigError, match=r"longer_factor = 1024 \+ 65536 exceeds parallel.max_t"):
+        load_config(run).validate(1)
+    load_config([*run, "stage.num_steps=8200"]).validate(1)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -7,8 +7,9 @@ import json
 
 import pytest
 
+from megatron_r1.config.curation import OnBadLine
 from megatron_r1.config.data import DataConfig, PromptSourceKind
-from megatron_r1.data.prompts import open_prompts
+from megatron_r1.data.prompts import check_source, open_prompts
 from megatron_r1.errors import ConfigError, DataError
 from tests.conftest import ONE_DIGIT
 
@@ -99,7 +100,7 @@ def test_long_prompts_are_dropped_and_counted(tokenizer, tmp_path):
     # One digit is one token.
     path = write_questions(tmp_path / "a.jsonl", ["1" * n for n in range(1, 101)])
     source = open_prompts(jsonl_config(path, max_prompt_tokens=60), tokenizer, seed=1)
-    assert source.num_dropped == 40
+    assert source.dropped == {"are longer than data.max_prompt_tokens = 60": 40}
     assert max(len(prompt.token_ids) for prompt in source.take(100)) <= 60
     with pytest.raises(
         DataError, match="longer than data.max_prompt_tokens = 1; the shortest of 99"
@@ -116,6 +117,25 @@ def test_a_held_out_file_wins_over_the_training_file(tokenizer, tmp_path):
     assert [p.question for p in source.heldout] == ["3", "9"]
     # 4 is in the held-out file, though beyond the two that are used.
     assert [p.question for p in source.train] == ["1", "2"]
+    assert source.dropped == {
+        f"ask what an earlier line of {train} asks": 1,
+        f"ask what {heldout} holds out": 2,
+    }
+
+
+def test_bad_lines_stop_or_are_set_aside_and_counted(tokenizer, tmp_path):
+    path = write_questions(tmp_path / "a.jsonl", [str(n) for n in range(40)])
+    path.write_text(path.read_text() + '\n{"question": "x"}\n{"question": \n')
+    with pytest.raises(DataError, match=r"a\.jsonl:41: key 'answer' is missing. The line starts"):
+        open_prompts(jsonl_config(path), tokenizer, seed=1)
+    lenient = jsonl_config(path, bad_lines=OnBadLine.set_aside)
+    check_source(lenient)
+    source = open_prompts(lenient, tokenizer, seed=1)
+    ((reason, count),) = source.dropped.items()
+    assert count == 2 and "a.jsonl:41: key 'answer' is missing" in reason
+    path.write_text('{"question": "x"}\n')
+    with pytest.raises(DataError, match=r"all of its lines are bad; the first: .*a\.jsonl:1: key"):
+        open_prompts(lenient, tokenizer, seed=1)
 
 
 def test_nothing_left_to_train_on_is_an_error(tokenizer, tmp_path):

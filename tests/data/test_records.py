@@ -6,7 +6,10 @@ import gzip
 
 import pytest
 
-from megatron_r1.data.records import read_lines, read_records
+from megatron_r1.data.jsonl import read_jsonl
+from megatron_r1.data.preferences import read_preferences
+from megatron_r1.data.records import file_name, read_lines, read_records
+from megatron_r1.data.samples import read_samples
 from megatron_r1.errors import DataError
 
 
@@ -86,3 +89,27 @@ def test_without_pyarrow_the_message_names_it(tmp_path):
             list(read_lines(tmp_path / "a.parquet"))
     else:
         pytest.skip("pyarrow is installed")
+
+
+def test_training_reads_parquet_and_sets_bad_rows_aside(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.v2.parquet"
+    rows = [
+        {"question": "1 + 1 =", "answer": "2", "response": "two", "chosen": "2", "rejected": "3"},
+        {"question": "2 + 2 =", "answer": None, "response": None, "chosen": "4", "rejected": "4"},
+    ]
+    rows = [{**row, "prompt": row["question"]} for row in rows]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    for read in (read_jsonl, read_samples, read_preferences):
+        bad = []
+        (found,) = read(path, bad_lines=bad)
+        assert [str(error).split(":")[1] for error in bad] == ["2"]
+        with pytest.raises(DataError, match=r"a\.v2\.parquet:2: .* The line starts"):
+            read(path)
+    assert (found.prompt, found.id) == ("1 + 1 =", "a.v2/1")
+
+
+def test_a_file_is_called_by_its_name_without_the_ending_of_its_format():
+    names = ["d/math.v2.jsonl", "math.v2.jsonl.gz", "math.v2.csv", "math.v2.parquet", "math.v2.txt"]
+    assert {file_name(name) for name in names} == {"math.v2"}

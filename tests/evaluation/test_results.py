@@ -5,13 +5,16 @@ from __future__ import annotations
 import pytest
 
 from megatron_r1.config.evaluation import SuiteConfig, SuiteFormat
+from megatron_r1.config.judge import JudgeConfig
 from megatron_r1.data.problems import Problem
+from megatron_r1.errors import EngineError
 from megatron_r1.evaluation.benchmarks.general import PAIRWISE, REFERENCE
 from megatron_r1.evaluation.judging import judge_responses
 from megatron_r1.evaluation.plot import draw_results
 from megatron_r1.evaluation.results import judged_result, results_table, ruled_result
 from megatron_r1.evaluation.runner import Outcome
-from megatron_r1.rewards.judge import Judgement, Kind
+from megatron_r1.rewards.judge import Judge, Judgement, Kind
+from tests.rewards.judge_server import Reply, judge_server
 
 
 def outcome(number: int, is_right: str, *, consensus: float | None = None, **more) -> Outcome:
@@ -89,8 +92,51 @@ class ScriptedJudge:
 def test_a_judge_compares_both_ways_and_sees_the_summary_alone():
     problems = [Problem("a", "Q", "1234", PAIRWISE), Problem("b", "2 + 2", "4", REFERENCE)]
     texts = [["<think>a long thought</think>123", "12345", "abcd", "?"], ["<think>5</think>4", "5"]]
-    verdicts = judge_responses(problems, texts, ScriptedJudge())
+    verdicts = judge_responses(problems, texts, ScriptedJudge(), url="scripted")
     assert verdicts == [[0.0, 1.0, 0.5, None], [1.0, 0.0]]
+
+
+def test_a_judge_that_is_down_ends_it_and_is_asked_again_for_the_rest(tmp_path):
+    """Of 40 answers 20 are judged, then the judge fails; 5% may be lost."""
+    problems = [Problem(str(n), f"Q{n}", "4", REFERENCE) for n in range(40)]
+    texts = [[f"<think>x</think>four {n}"] for n in range(40)]
+    correct = Reply('{"analysis": "same", "correctness": "correct"}')
+
+    def fails_after(number: int):
+        served = []
+
+        def answer(body):
+            served.append(body)
+            return correct if len(served) <= number else Reply(status=503)
+
+        return answer
+
+    def judged_by(answer):
+        with judge_server(answer) as endpoint:
+            config = JudgeConfig(
+                base_url=endpoint.url, max_retries=0, cache_path=str(tmp_path / "judge.jsonl")
+            )
+            try:
+                return judge_responses(problems, texts, Judge(config), url=endpoint.url), endpoint
+            except EngineError as error:
+                assert f"the judge at {endpoint.url} did not answer" in str(error)
+                assert "evaluation.judge.base_url" in str(error)
+                return None, endpoint
+
+    assert judged_by(fails_after(20))[0] is None
+    verdicts, endpoint = judged_by(fails_after(19))  # one of the 20 that are left is lost
+    assert len(endpoint.requests) == 20
+    assert sorted(verdicts, key=str) == [[1.0]] * 39 + [[None]]
+
+
+def test_an_unfinished_thought_is_not_shown_to_the_judge():
+    problems = [Problem("b", "2 + 2", "4", REFERENCE)]
+    with judge_server(lambda body: Reply('{"correctness": "correct"}')) as endpoint:
+        judge = Judge(JudgeConfig(base_url=endpoint.url))
+        texts = [["<think>it is 4, or is it", "<think>5?</think> 4 "]]
+        assert judge_responses(problems, texts, judge, url=endpoint.url) == [[0.0, 1.0]]
+    (asked,) = endpoint.requests
+    assert "or is it" not in str(asked) and "<answer>\\n4\\n</answer>" in str(asked)
 
 
 def test_what_was_not_judged_is_left_out_and_counted():

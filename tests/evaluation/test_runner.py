@@ -74,6 +74,21 @@ def test_votes_are_counted_by_value_in_a_worker():
     assert outcome_of(scored).consensus is None
 
 
+def test_a_choice_is_one_vote_however_it_is_written():
+    """B is right with two votes; C has four, written in four ways."""
+    responses = ["B", "b)", "C", "(C)", "C) tin", "tin", "I cannot say", None]
+    texts = ["no tags" if r is None else f"<answer>{r}</answer>" for r in responses]
+    data = {"choices": ["iron", "lead", "tin"]}
+    prompt = Prompt("p", 0, "", "", (1, 2), "B", "choice", grader_data=data)
+    rollouts = tuple(
+        Rollout(n, (3,), (-1.0,), FinishReason.stop, 0, text) for n, text in enumerate(texts)
+    )
+    with RewardScorer(RewardConfig(weights={"accuracy": 1.0, "format": 1.0})) as scorer:
+        (scored,) = scorer.score([RolloutGroup(prompt=prompt, rollouts=rollouts)])
+        found = outcome_of(scored, scorer)
+    assert (found.num_right, found.consensus) == (2, 0.0)
+
+
 def test_the_written_result_names_its_k():
     written = summarise(list(map(outcome_of, GROUPS))).to_json()
     assert (written["pass@1"], written["pass@4"], written["truncated_frac"]) == (0.25, 0.5, 0.375)

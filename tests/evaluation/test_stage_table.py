@@ -52,9 +52,10 @@ def test_form_is_a_mean_over_the_problems_of_all_ruled_suites():
     # 1.96 x 0.1443 = 0.2829, and no share exceeds 1.
     zero = rows["format"]["Zero"]
     assert (zero.value, zero.low, zero.high) == (0.75, approx(0.4671, abs=1e-4), 1.0)
-    # 0.25, 0.75, 0.5, 0.5: 1.96 x 0.2041 / 2 = 0.2
+    # 0.25, 0.75, 0.5, 0.5: 1.96 x 0.2041 / 2 = 0.2 is less than that of 4 equal outcomes,
+    # 3.8415 / (2 x 7.8415) = 0.2449
     readable = rows["readability"]["Zero"]
-    assert (readable.value, readable.low) == (0.5, approx(0.3, abs=1e-3))
+    assert (readable.value, readable.low) == (0.5, approx(0.2551, abs=1e-4))
     # Two zeros: Wilson's interval does not end at 0. z^2 / (n + z^2) = 3.8415 / 5.8415
     assert rows["format"]["base"].high == approx(0.6576, abs=1e-4)
 
@@ -68,3 +69,11 @@ def test_files_say_the_same(tmp_path):
     written = json.loads((tmp_path / "table.json").read_text())
     assert written["rows"]["helpfulness"]["Zero"] == {"value": 0.75, "low": 0.0, "high": 1.0}
     assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_does_not_count_stands_below():
+    lost = {**judged(0.75), "not_counted": {"samples without a verdict of the judge, left out": 3}}
+    table = stage_table({"base": RESULTS["base"], "Zero": {"helpfulness": lost}})
+    note = "Zero, helpfulness: 3 samples without a verdict of the judge, left out"
+    assert table.markdown().endswith(f"|\n\n- {note}")
+    assert table.to_json()["notes"] == [note]

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.config.load import load_config
+from megatron_r1.config.run import RunConfig
+from megatron_r1.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(path for path in ROOT.glob("launch/*.sh") if "#SBATCH" in path.read_text())
@@ -34,8 +36,8 @@ def complete_commands(path: Path) -> list[str]:
     return [c for c in commands(path.read_text()) if "..." not in c and "[overrides]" not in c]
 
 
-def validate(command: str) -> None:
-    """What a command asks for is possible on the ranks that it starts."""
+def validate(command: str) -> RunConfig:
+    """What a command asks for is possible on the ranks that it starts. Returns what it asks for."""
     words = shlex.split(command, comments=True)
     overrides = [word for word in words if "=" in word and not word.startswith("-")]
     world_size = 1
@@ -50,7 +52,22 @@ def validate(command: str) -> None:
         if not any(word.startswith(("stage=", "experiment=")) for word in overrides):
             (stage,) = re.findall(r"^run_stage (\w+) ", script.read_text(), re.MULTILINE)
             overrides.insert(0, f"stage={stage}")
-    load_config(overrides).validate(world_size)
+    config = load_config(overrides)
+    config.validate(world_size)
+    return config
+
+
+@pytest.mark.parametrize("name", ["r1_stage1", "r1_stage3", "distill"])
+def test_sft_of_the_papers_size_packs_32768_tokens(name):
+    """R1 B.4.2 and B.4.3. Stages that sample hold a prompt beside the longest response too; the
+    default of 4,096 is refused."""
+    (command,) = complete_commands(ROOT / f"launch/{name}.sh")
+    config = validate(command)
+    room = config.parallel.packable_tokens(config.precision)
+    prompt = 0 if name == "distill" else config.data.max_prompt_tokens
+    assert (config.stage.max_tokens, room) == (32_768, 32_768 + prompt)
+    with pytest.raises(ConfigError, match="parallel.max_tokens_per_microbatch = 4096"):
+        validate(re.sub(r"parallel.max_tokens_per_microbatch=\d+", "", command))
 
 
 def test_every_section_of_the_paper_has_a_script():

@@ -76,6 +76,7 @@ def test_stages_train_save_and_go_on(tmp_path):
     distill = ["stage=distill", "algo=distill_logits", init, "run.name=distill"]
     distill += [f"stage.examples={tmp_path}/samples.jsonl", f"stage.teacher={tmp_path}/dpo"]
     distill += ["stage.examples_per_step=6", "stage.num_epochs=1", "stage.max_tokens=64"]
+    distill += [f"stage.heldout={tmp_path}/samples.jsonl"]
     long = {"prompt": "1" * 99, "response": "2"}
     (tmp_path / "long.jsonl").write_text(json.dumps(long) + "\n")
     sft = ["stage=sft", init, "run.name=sft", "stage.max_tokens=64", "stage.num_epochs=1"]
@@ -111,6 +112,7 @@ def test_stages_train_save_and_go_on(tmp_path):
     # The teacher is the student after six updates: not far away, and not the same.
     first = metrics(tmp_path / "distill")[0]
     assert 0 < first["distill/divergence"] < 1
+    assert metrics(tmp_path / "distill")[-1]["heldout/nll"] > 0
     # The critic is saved with the policy, and its optimizer goes on.
     held = describe(tmp_path / "ppo")
     assert "critic: weights" in held and "critic: optimizer state" in held

@@ -31,6 +31,7 @@ OVERRIDES = [
     "stage.teacher=teacher",
     "stage.examples_per_step=8",
     "stage.max_tokens=64",
+    "stage.evaluate_every_steps=20",
     "optimizer.lr=3e-3",
     "optimizer.min_lr=3e-4",
     "telemetry.tensorboard=false",
@@ -56,7 +57,7 @@ def teacher_of(one_rank):
     return one_rank.policy(config, seed=3)
 
 
-def train(one_rank, run_dir, step, config, teacher) -> list[dict]:
+def train(one_rank, run_dir, step, config, teacher, heldout=()) -> list[dict]:
     run_dir.mkdir()
     recorder = Recorder(
         run_dir, config.telemetry, label="student", first_step=0, num_steps=30, is_main=True
@@ -70,7 +71,9 @@ def train(one_rank, run_dir, step, config, teacher) -> list[dict]:
     settings = DistillLoopConfig(
         stage=config.stage, algo=config.algo, optimizer=config.optimizer, seed=1
     )
-    state = train_distilled(parts, settings, samples(8), LoopState(), teacher=teacher)
+    state = train_distilled(
+        parts, settings, samples(8), LoopState(), teacher=teacher, heldout=heldout
+    )
     assert state.step == 30
     recorder.close()
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
@@ -92,7 +95,10 @@ def test_a_student_of_samples_learns_their_likelihood(one_rank, tmp_path):
     choices = ["algo=distill_samples", "stage.teacher=null", "stage.num_epochs=30"]
     config = load_config([*OVERRIDES, *STUDENT, *choices])
     step = MegatronStep(one_rank.policy(config), config.optimizer)
-    rows = train(one_rank, tmp_path / "run", step, config, None)
+    rows = train(one_rank, tmp_path / "run", step, config, None, heldout=samples(4))
+    # After 20 and at the end; four that are trained on as well, so it falls.
+    measured = {row["step"]: row["heldout/nll"] for row in rows if "heldout/nll" in row}
+    assert list(measured) == [20, 30] and 0 < measured[30] < measured[20] < 6
     assert rows[0]["train/nll"] > 6 and rows[-1]["train/nll"] < rows[0]["train/nll"] / 2
 
 

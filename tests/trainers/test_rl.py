@@ -181,6 +181,14 @@ def test_the_update_sees_the_temperature_of_the_samples(one_rank, tokenizer, toy
     assert first["algo/kl_ref"] == pytest.approx(0, abs=1e-8)
 
 
+def test_responses_may_be_longer_from_a_step_on(one_rank, tokenizer, toy_rule, tmp_path):
+    """A random policy seldom ends a response: phases begin after 0, 2 and 4 updates."""
+    longer = ("stage.num_steps=6", "rollout.longer_from_step=3")
+    rows = train(one_rank, tokenizer, tmp_path / "run", *longer)
+    means = [row["rollout/response_tokens_mean"] for row in rows if "reward/mean" in row]
+    assert len(means) == 3 and max(means[:2]) <= 8 < means[2] <= 16
+
+
 # Where it takes more than the choice itself to learn within 24 updates.
 OBJECTIVES = {
     "dr_grpo": [],

@@ -8,7 +8,7 @@ from typing import Any
 from megatron_r1.data.curation.lineage import Lineage, lineage_of
 from megatron_r1.data.json_lines import text_of
 from megatron_r1.data.jsonl import problem_of
-from megatron_r1.data.records import Line
+from megatron_r1.data.records import Line, line_id
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def example_of(line: Line) -> Example:
         ValueError: what is wrong with it.
     """
     record = line.record
-    default_id = f"{line.path.name.split('.')[0]}/{line.number}"
+    default_id = line_id(line.path, line.number)
     if "response" in record:
         # What is learned from a response needs no reference answer.
         question, response = text_of(record, "question"), text_of(record, "response")

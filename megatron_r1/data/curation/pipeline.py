@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
@@ -24,7 +25,7 @@ from megatron_r1.data.curation.exact import ExactDuplicates
 from megatron_r1.data.curation.examples import Example, example_of
 from megatron_r1.data.curation.near_duplicates import NearDuplicates
 from megatron_r1.data.curation.report import CurationReport, StepCount
-from megatron_r1.data.records import Line, read_lines
+from megatron_r1.data.records import Line, file_name, line_id, read_lines
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.telemetry.files import replace_file
 
@@ -57,6 +58,8 @@ def curate(inputs: Sequence[Path], output: Path, config: CurationConfig) -> Cura
         raise ConfigError(f"the output {output} must end in .jsonl")
     if output.resolve() in {path.resolve() for path in inputs}:
         raise ConfigError(f"{output} is one of the inputs. Choose another output")
+    names = Counter(file_name(path) for path in inputs)
+    clashing = [path for path in inputs if names[file_name(path)] > 1]
     steps = steps_of(config)
     report = CurationReport(steps=[StepCount("bad line"), *(StepCount(s.name) for s in steps)])
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +75,8 @@ def curate(inputs: Sequence[Path], output: Path, config: CurationConfig) -> Cura
         ):
             files = _Files(kept, dropped, rejected)
             num_lines = {
-                str(path): _curate_file(path, steps, report, files, config) for path in inputs
+                str(path): _curate_file(path, steps, report, files, config, clashing=clashing)
+                for path in inputs
             }
         if not report.kept:
             raise DataError(f"nothing is kept for {output}:\n{report.describe()}")
@@ -120,9 +124,19 @@ def steps_of(config: CurationConfig) -> list[Step]:
 
 
 def _curate_file(
-    path: Path, steps: list[Step], report: CurationReport, files: _Files, config: CurationConfig
+    path: Path,
+    steps: list[Step],
+    report: CurationReport,
+    files: _Files,
+    config: CurationConfig,
+    *,
+    clashing: Collection[Path],
 ) -> int:
-    """Take one file through all steps. Returns how many lines it has, blank ones left out."""
+    """Take one file through all steps. Returns how many lines it has, blank ones left out.
+
+    Args:
+        clashing: files after which no line can be named.
+    """
     num_lines = num_examples = 0
     for line in read_lines(path):
         num_lines += 1
@@ -137,6 +151,11 @@ def _curate_file(
             _write(files.rejected, file=str(path), line=line.number, error=error, text=text)
             continue
         num_examples += 1
+        if example.id == line_id(path, line.number) and path in clashing:
+            raise DataError(
+                f"{line.where} has no id, and would be called {example.id} like a line of another "
+                "input of this name. Rename one of the files, or give their lines an id"
+            )
         for step, count in zip(steps, report.steps[1:], strict=True):
             example, reason = step.check(example)
             count.count(line.where, reason)

@@ -11,7 +11,7 @@ from megatron_r1.config.evaluation import SuiteConfig, SuiteFormat
 from megatron_r1.data.gym_tasks import generate_problems
 from megatron_r1.data.jsonl import read_jsonl
 from megatron_r1.data.problems import Problem, remove_duplicates, split_by_hash
-from megatron_r1.data.records import read_records
+from megatron_r1.data.records import line_id, read_records
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.evaluation.benchmarks.choices import gpqa, mmlu_pro
 from megatron_r1.evaluation.benchmarks.fields import Adapter, Asked, UnsupportedError
@@ -59,7 +59,7 @@ def read_benchmark(suite: SuiteConfig, *, seed: int) -> Benchmark:
     chosen = problems[: suite.num_problems or None]
     if not chosen:
         reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
-        raise DataError(f"{suite.path}: no problem can be used: {reasons}")
+        raise DataError(f"{suite.file}: no problem can be used: {reasons}")
     return Benchmark(tuple(_with_instruction(p, suite) for p in chosen), dict(skipped))
 
 
@@ -67,8 +67,8 @@ def _read_file(suite: SuiteConfig, seed: int) -> tuple[list[Problem], Counter[st
     adapter = ADAPTERS[suite.format]
     problems: list[Problem] = []
     skipped: Counter[str] = Counter()
-    for line in read_records(str(suite.path)):
-        asked = Asked(line.record, f"{line.path.name.split('.')[0]}/{line.number}", suite, seed)
+    for line in read_records(str(suite.file)):
+        asked = Asked(line.record, line_id(line.path, line.number), suite, seed)
         try:
             problems.append(adapter(asked))
         except UnsupportedError as error:

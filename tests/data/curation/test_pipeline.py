@@ -175,3 +175,20 @@ def test_the_command(files):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(f"{files['out']}: 2 examples\n")
+
+
+def test_lines_without_an_id_are_called_the_same_in_curation_and_in_training(tmp_path):
+    """So that the pass rates of a run's rollouts find them; two files of one name cannot."""
+    paths = [tmp_path / folder / "math.v2.jsonl" for folder in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(f'{{"question": "of {path.parent.name}", "answer": "2"}}\n')
+    curate(paths[:1], tmp_path / "out.jsonl", CurationConfig())
+    (kept,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert kept["id"] == read_jsonl(paths[0])[0].id == "math.v2/1"
+    with pytest.raises(DataError, match=r"a/math\.v2\.jsonl:1 has no id, and would be called math"):
+        curate(paths, tmp_path / "out.jsonl", CurationConfig())
+    for path in paths:
+        line = {"question": f"of {path.parent.name}", "answer": "2", "id": str(path)}
+        path.write_text(json.dumps(line))
+    assert curate(paths, tmp_path / "out.jsonl", CurationConfig()).kept == 2
