@@ -37,7 +37,8 @@ from megatron_r1.config.pipeline import (
     PipelineConfig,
 )
 from megatron_r1.config.run import RunConfig
-from megatron_r1.config.sft import CollectingConfig
+from megatron_r1.config.sft import CollectingConfig, R1Stage3Config
+from megatron_r1.config.stage import StageConfig
 from megatron_r1.data.records import FORMATS
 from megatron_r1.errors import DataError, UserError
 from megatron_r1.evaluation.stage_table import stage_table, write_stage_table
@@ -53,6 +54,13 @@ SET_ASIDE = "replaced"
 """Folder of the run directory: the last run of each step that was started over."""
 _NOT_PART_GROUPS = ("cluster.", "telemetry.", "parallel.", "monitor.", "run.root", "run.name")
 """With `HOW_NOT_WHAT`, settings that do not change what a step makes."""
+
+
+def not_read_by(stage: StageConfig) -> tuple[str, ...]:
+    """Beginnings of settings that are there for other stages than this one."""
+    is_judged = isinstance(stage, R1Stage3Config) and stage.collect.judged_datasets
+    is_measured = isinstance(stage, EvaluationStageConfig)
+    return (*(() if is_judged else ("judge.",)), *(() if is_measured else ("evaluation.",)))
 
 
 def run_pipeline(config: RunConfig) -> None:
@@ -184,13 +192,11 @@ class Record:
     def _settings(self, step: Step) -> tuple[dict[str, Any], dict[str, str]]:
         """(what a step makes depends on: setting -> value, setting -> path of what it reads)."""
         tree = flatten(OmegaConf.to_container(OmegaConf.create(to_yaml(step.config))))
-        is_evaluation = isinstance(step.config.stage, EvaluationStageConfig)
+        left_out = (*_NOT_PART_GROUPS, *not_read_by(step.config.stage))
         settings: dict[str, Any] = {}
         paths: dict[str, str] = {}
         for key, value in tree.items():
-            if key.startswith(_NOT_PART_GROUPS) or key.endswith(HOW_NOT_WHAT):
-                continue
-            if key.startswith("evaluation.") and not is_evaluation:
+            if key.startswith(left_out) or key.endswith(HOW_NOT_WHAT):
                 continue
             if key in step.inputs or _names_a_path(value):
                 paths[key] = str(value)
