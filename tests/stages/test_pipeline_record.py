@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from pathlib import Path
 
 import pytest
 
-from megatron_r1.config.load import load_config
+from megatron_r1 import __version__
+from megatron_r1.config.load import _SCHEMAS, load_config
+from megatron_r1.config.paths import is_read
+from megatron_r1.errors import DataError
 from megatron_r1.stages.pipeline import Record
 from megatron_r1.stages.steps import Step, plan_steps
+from megatron_r1.telemetry.run_dir import RunDir
 from tests.stages.test_pipeline import listed, step
 
 pytestmark = pytest.mark.megatron
@@ -61,3 +67,54 @@ def test_another_judge_changes_what_is_judged(tmp_path):
         **dict.fromkeys(("base", "zero", "three"), "done before"),
         "judged": changed,
     }
+
+
+def test_half_a_model_is_no_input(tmp_path):
+    record, steps = pipeline(tmp_path)
+    record.decide(steps["base"])
+    saved(tmp_path / "p/base", 1)  # the first of many
+    with pytest.raises(DataError, match="is the step base's, which is not done. Run the step base"):
+        record.decide(steps["zero"])
+    record.done(steps["base"], 1.0)
+    assert record.decide(steps["zero"]).what == "begins"
+    with RunDir(steps["zero"].config):
+        pass  # lock, configuration and manifest, and nothing that was learned
+    with pytest.raises(DataError, match="stage.collect.source = .*zero is not there. Run the step"):
+        record.decide(steps["three"])
+
+
+def test_what_a_setting_names_is_told_by_the_setting(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sample = '{"prompt": "1 + 1 =", "response": "2"}\n'
+    (tmp_path / "few.json").write_text(sample)
+    (tmp_path / "org/name").mkdir(parents=True)
+    settings = ["stage.general=few.json", "judge.model=org/name"]
+    changes = f"+stage.changes.judged={listed(settings[:1])}"
+    record, steps = pipeline(tmp_path, changes, settings[1])
+    for name in ("base", "zero"):
+        record.decide(steps[name])
+        saved(tmp_path / "p" / name, 1)
+        record.done(steps[name], 1.0)
+    record.decide(steps["judged"])
+    found = record.steps["judged"]
+    digest = hashlib.sha256(sample.encode()).hexdigest()
+    assert found["inputs"]["stage.general"] == {"path": "few.json", "sha256": digest}
+    assert found["settings"]["judge.model"] == "org/name"
+    assert found["program"]["version"] == __version__ and "commit" in found["program"]
+
+
+def test_every_setting_that_may_be_a_path_is_known_to_be_one_or_not():
+    """A new setting of this kind fails here until somebody has said which it is."""
+    no_paths = ("partition", "account", "qos", "container_image", "router_url", "cache_path")
+    unknown = []
+    for group, schemas in _SCHEMAS.items():
+        for schema in schemas.values():
+            for field in dataclasses.fields(schema):
+                setting = f"{group}.{field.name}"
+                is_text = field.type in ("str | None", "dict[str, str]")
+                if group == "cluster" or field.name in no_paths or not is_text:
+                    continue
+                if not (is_read(setting) or is_read(f"{setting}.any")):
+                    unknown.append(setting)
+    names = ["rollout.server_args", "stage.columns", "stage.evaluation_inputs"]
+    assert sorted(set(unknown)) == names
