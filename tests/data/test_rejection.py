@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
+
 from megatron_r1.data.rejection import (
     count_reasons,
     fault_of,
@@ -41,6 +43,15 @@ def test_right_and_readable_ones_are_kept_and_the_others_counted_by_reason():
     assert [s["response"] for s in select(samples).kept] == ["a", "b", "c", "d"]
 
 
+@pytest.mark.parametrize("reason", ["timeout", "worker died, exit code -9"])
+def test_what_was_not_graded_is_not_called_wrong(reason):
+    rules = ("accuracy", "format", "readable")
+    lost = sample(0, "x", dict.fromkeys(rules, reason), **dict.fromkeys(rules, 0.0))
+    assert fault_of(lost) == f"not graded: {reason.partition(',')[0]}"
+    slow = sample(0, "x", {**lost["reasons"], "format": "one thought, one answer"}, accuracy=0.0)
+    assert fault_of(slow) == "accuracy"
+
+
 def test_where_no_rule_serves_the_judge_decides():
     asked = {"draw": 0, "response": "x", "parts": {"readable": 1.0}, "reasons": {}}
     assert fault_of(asked) == "no verdict"
@@ -69,6 +80,8 @@ def test_three_of_reasoning_for_each_other_one():
     assert trim_to_ratio(reasoning, general, 3.0) == trim_to_ratio(reasoning, general, 3.0)
     assert trim_to_ratio(reasoning, general, 0) == (reasoning, general)
     assert trim_to_ratio(reasoning, [], 3.0) == (reasoning, [])
+    _, twice = trim_to_ratio(reasoning, general * 2, 1.0)
+    assert len(twice) == 60 and len({e["question"] for e in twice}) > 25
 
 
 def test_all_samples_of_a_question_are_on_one_side():

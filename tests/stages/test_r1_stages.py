@@ -52,7 +52,7 @@ def test_four_stages_from_a_base_model(tmp_path):
         {"question": "please tell me something long", "response": "something"},
         {"question": "hello", "response": "<answer>hello</answer>"},
     ]
-    others = lines(tmp_path / "general.jsonl", other)
+    others = lines(tmp_path / "general.jsonl", other * 20)  # more than what is kept of reasoning
     labelled = [{"prompt": "1 ?", "response": "no" * (n % 2), "safe": n % 2 == 0} for n in (1, 2)]
     for record in labelled:
         record["response"] = record["response"] or "yes"
@@ -104,7 +104,10 @@ def test_four_stages_from_a_base_model(tmp_path):
     parts = sorted((tmp_path / "one/data/samples").iterdir())
     drawn = {sample["draw"] for part in parts for sample in read(part)}
     assert len(parts) == 2 and len(train) + len(heldout) == len(drawn) and train and heldout
-    assert {example["lineage"]["model"] for example in train} == {"teacher, few-shot"}
+    for example in train:
+        lineage = example["lineage"]
+        assert lineage["model"] == "default" and "model_version" not in lineage
+        assert lineage["verdicts"]["origin"] == "teacher, few-shot"
     rows = metrics(tmp_path / "one")
     assert len(rows) == 60 * len(train) // 6 and output.count("r1_stage1: resuming") == 1
     assert rows[-1]["train/nll"] < 0.5 < rows[0]["train/nll"]
@@ -119,15 +122,24 @@ def test_four_stages_from_a_base_model(tmp_path):
     # Stage 3: two of reasoning for one other; the long question got a thought, "hello" none.
     manifest = json.loads((tmp_path / "three/data/manifest.json").read_text())
     assert manifest["reasoning"] == min(manifest["reasoning, all"], 2 * manifest["general"])
-    found = {e["question"]: e for e in read(tmp_path / "three/data/train.jsonl")}
-    assert "hello" not in found or found["hello"]["response"] == "<answer>hello</answer>"
-    long = found.get("please tell me something long")
-    assert long is None or long["response"].startswith("<think>they want words</think>")
-    assert any(
-        "judged" in sample["reasons"] or sample["dataset"] == "essays"
+    both = (tmp_path / f"three/data/{name}.jsonl" for name in ("train", "heldout"))
+    found = {e["question"]: e for path in both for e in read(path)}
+    assert found["hello"]["response"] == "<answer>hello</answer>"
+    long = "<think>they want words</think><answer>something</answer>"
+    assert found["please tell me something long"]["response"] == long
+    # No rule graded an essay: what there is of them in the set, the judge has read.
+    essays = [e for e in found.values() if e["dataset"] == "essays"]
+    sampled = [
+        sample
         for part in (tmp_path / "three/data/samples").iterdir()
         for sample in read(part)
-    )
+        if sample["dataset"] == "essays"
+    ]
+    assert essays and sampled and all("accuracy" not in sample["parts"] for sample in sampled)
+    assert all(e["lineage"]["verdicts"]["judged"] == 1.0 for e in essays)
+    for example in found.values():
+        is_essay = example["dataset"] == "essays"
+        assert ("judged" in example["lineage"].get("verdicts", {})) is is_essay
     # Stage 4: general prompts and models in the last update alone, of a phase of its own.
     steps = sorted((tmp_path / "four/rollouts").iterdir())
     assert [path.stem for path in steps] == ["step_000001", "step_000003"]
