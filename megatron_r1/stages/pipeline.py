@@ -31,6 +31,7 @@ from omegaconf import OmegaConf
 
 from megatron_r1 import __version__
 from megatron_r1.checkpoint.artifacts import Hashes, inputs_of
+from megatron_r1.config.curation import CurateStageConfig
 from megatron_r1.config.load import to_yaml, world_size_from_environment
 from megatron_r1.config.paths import flatten, is_read
 from megatron_r1.config.pipeline import (
@@ -46,6 +47,7 @@ from megatron_r1.errors import DataError, UserError
 from megatron_r1.evaluation.stage_table import stage_table, write_stage_table
 from megatron_r1.parallel.exchange import on_main_rank
 from megatron_r1.platform.host import prepare, start_process_group, stop_process_group
+from megatron_r1.stages.curate import COUNTS
 from megatron_r1.stages.dispatch import check_run, run_stage
 from megatron_r1.stages.steps import MODEL, Step, plan_steps
 from megatron_r1.telemetry.files import write_json
@@ -169,6 +171,8 @@ class Record:
     def done(self, step: Step, seconds: float) -> None:
         row = self.steps[step.name]
         row |= {"status": "done", "outputs": self._outputs(step), "program": program()}
+        if isinstance(step.config.stage, CurateStageConfig):
+            row["counts"] = json.loads((self._dir / step.name / COUNTS).read_text())
         row["seconds"] = round(row.get("seconds", 0.0) + seconds, 1)
         row["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._write()
