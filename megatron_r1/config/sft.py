@@ -144,8 +144,8 @@ class R1Stage3Config(CollectingConfig):
     reasoning_per_general: float = 3.0
     """Samples of reasoning for each other one: 600k to 200k. What one side has too many is left
     out; 0 keeps all."""
-    general_repeats: int = 1
-    """How often each general sample stands in the set: a small one is read more often."""
+    repeat_general: bool = False
+    """Where the others are too few for that, they are repeated, and no reasoning is left out."""
     simple_words: int = 3
     """Our choice: a question of at most so many words ("hello") is answered without a thought."""
 
@@ -154,5 +154,3 @@ class R1Stage3Config(CollectingConfig):
         for name in ("reasoning_per_general", "simple_words"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be >= 0, got {getattr(self, name)}")
-        if self.general_repeats < 1:
-            raise ConfigError(f"general_repeats must be >= 1, got {self.general_repeats}")
