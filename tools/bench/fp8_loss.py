@@ -1,22 +1,30 @@
 """Training in FP8 beside bfloat16: the same tiny model, data and order, and the losses of both.
 
-    python tools/bench/fp8_loss.py [--model tiny_dense] [--steps 200] [--sequences 16]
+    python tools/bench/fp8_loss.py [--model tiny_dense] [--steps 200] [--sequences 8] [--seeds 7 8]
 
-Each line of --runs is a name and overrides of the configuration. The first is what the others are
-compared with: mean training loss over all steps, over the last quarter, and the largest difference
-of means over 20 steps, each relative. DeepSeek-V3 (arXiv:2412.19437 section 3.3) reports less than
-0.25% between FP8 and bfloat16.
+For each seed, of the weights and of the order, each line of --runs is trained once. The first is
+what the others are compared with: mean training loss over all steps, over the last quarter, and the
+largest difference of means over 20 steps, each relative; then means over the seeds, with their
+standard errors. In reverse, bf16 has the same documents in each step, packed the other way round:
+so far does rounding lead alone. DeepSeek-V3 (arXiv:2412.19437 section 3.3) reports less than 0.25%
+between FP8 and bfloat16.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import math
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
+from megatron_r1.algos.reduce import mean_parts
 from megatron_r1.algos.sft import sft_loss
 from megatron_r1.config.corpus import CorpusConfig
 from megatron_r1.config.load import load_config
@@ -26,10 +34,12 @@ from megatron_r1.data.examples import response_row
 from megatron_r1.data.gym_tasks import generate_problems
 from megatron_r1.data.tokenizer import train_tokenizer
 from megatron_r1.telemetry.table import render_table
+from megatron_r1.types import LossOutput
 
+REVERSED = "bf16, documents in reverse"
 RUNS = {
     "bf16": ["precision=bf16"],
-    "bf16, another seed": ["precision=bf16", "run.seed=8"],
+    REVERSED: ["precision=bf16"],
     "fp8_block_sim": ["precision=fp8_block_sim"],
     "fp8_block_sim, float32 scales": [
         "precision=fp8_block_sim",
@@ -41,6 +51,8 @@ RUNS = {
     ],
 }
 WINDOW = 20
+CHANNEL_SCALE = 2.0**4.5
+LOUDNESS = 2.0**10
 
 
 def examples_of(num_documents: int):
@@ -54,29 +66,76 @@ def examples_of(num_documents: int):
     return [(response_row(prompt, response, tokenizer),) for prompt, response in documents]
 
 
-def train(overrides: list[str], examples, arguments, host, layout_of) -> list[float]:
+def config_of(arguments, name: str):
+    model = f"model={arguments.model}"
+    return load_config([model, "rollout.max_response_tokens=64", *RUNS[name]])
+
+
+def train(name: str, seed: int, examples, arguments, host, layout) -> list[float]:
     """The loss of each step."""
     from megatron_r1.models.policy import Policy
     from megatron_r1.trainers.megatron_step import MegatronStep
     from megatron_r1.trainers.schedule import learning_rate
     from megatron_r1.trainers.supervised import draw_examples, own_share
 
-    config = load_config([f"model={arguments.model}", "rollout.max_response_tokens=64", *overrides])
-    layout = layout_of(config.parallel)
-    policy = Policy(config.model, layout, config.precision, host, seed=config.run.seed)
+    config = config_of(arguments, name)
+    policy = Policy(config.model, layout, config.precision, host, seed=seed)
+    if arguments.outliers:
+        scale_channels(policy)
     optimizer = OptimizerConfig(lr=arguments.lr, warmup_steps=20)
     megatron_step = MegatronStep(policy, optimizer)
     losses = []
     for step in range(arguments.steps):
-        chosen = draw_examples(examples, step, arguments.sequences, seed=1)
+        chosen = draw_examples(examples, step, arguments.sequences, seed=seed)
+        if name == REVERSED:
+            chosen = chosen[::-1]
+        if arguments.outliers:
+            chosen = [*map(quiet, chosen), *loud_pairs(chosen)]
         result = megatron_step.train_step(
             own_share(chosen, layout.dp),
-            megatron_step.on_logprobs(sft_loss),
+            megatron_step.on_logprobs(signed_loss if arguments.outliers else sft_loss),
             lr=learning_rate(step, arguments.steps, optimizer),
             num_sequences=len(chosen),
         )
-        losses.append(result.metrics["train/loss"])
+        losses.append(result.metrics["train/nll"])
     return losses
+
+
+def scale_channels(policy) -> None:
+    """Make every other channel inside the MLPs large and the next one small; the model computes
+    what it did. Gradients there differ by as much, the other way round."""
+    for chunk in policy.chunks:
+        for module in chunk.modules():
+            if not hasattr(module, "linear_fc1"):
+                continue
+            fc2_HF = module.linear_fc2.weight.data
+            scale_F = torch.full((fc2_HF.shape[1],), CHANNEL_SCALE)
+            scale_F[::2] = 1 / CHANNEL_SCALE
+            up_FH = module.linear_fc1.weight.data.chunk(2)[1]
+            up_FH *= scale_F[:, None]
+            fc2_HF /= scale_F
+
+
+def quiet(example):
+    return tuple(dataclasses.replace(row, advantage=1.0) for row in example)
+
+
+def loud_pairs(examples):
+    """Some documents twice, with large weights of either sign: their gradients cancel out, but only
+    where nothing is lost in between."""
+    return [
+        tuple(dataclasses.replace(row, advantage=sign * LOUDNESS) for row in example)
+        for example in examples[::2]
+        for sign in (1, -1)
+    ]
+
+
+def signed_loss(logprobs_T, micro) -> LossOutput:
+    """SFT's, each row times its advantage; reported is that of the rows that do not cancel."""
+    nll_T = torch.where(micro.loss_mask_T, -logprobs_T, 0.0)
+    loss = (micro.weights_T * micro.advantages_T * nll_T).sum()
+    is_quiet_T = micro.loss_mask_T & (micro.advantages_T == 1)
+    return LossOutput(loss=loss, metrics={"train/nll": mean_parts(nll_T[is_quiet_T])})
 
 
 def compare(losses: list[float], baseline: list[float]) -> list[float]:
@@ -98,8 +157,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="tiny_dense")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--sequences", type=int, default=16, help="documents in a step")
+    parser.add_argument("--sequences", type=int, default=8, help="documents in a step")
     parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[7])
+    parser.add_argument("--outliers", action="store_true", help="plant some in the gradients")
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--out", type=Path, help="losses of every step, as JSON")
     arguments = parser.parse_args()
@@ -110,34 +171,37 @@ def main() -> None:
     start_process_group(host, timeout_minutes=10)
     from megatron_r1.parallel.layout import enter_layout
 
-    layouts = {}
-
-    def layout_of(parallel):
-        if "layout" not in layouts:
-            layouts["layout"] = enter_layout(parallel, seed=1)
-        return layouts["layout"]
-
+    layout = enter_layout(config_of(arguments, arguments.runs[0]).parallel, seed=1)
     examples = examples_of(2000)
-    losses, rows = {}, []
-    for name in arguments.runs:
-        start_s = time.monotonic()
-        losses[name] = train(RUNS[name], examples, arguments, host, layout_of)
-        wall_s = time.monotonic() - start_s
-        differences = compare(losses[name], losses[arguments.runs[0]])
-        last = statistics.fmean(losses[name][3 * arguments.steps // 4 :])
-        rows.append([name, f"{last:.4f}", *(f"{d:+.3f}%" for d in differences), f"{wall_s:.0f}"])
-        print(rows[-1], flush=True)
-        if arguments.out:
-            arguments.out.write_text(json.dumps(losses))
-    header = [
-        "run",
-        "loss, last quarter",
-        "all steps",
-        "last quarter",
-        f"worst {WINDOW} steps",
-        "s",
-    ]
+    first, *others = arguments.runs
+    losses: dict[str, dict[int, list[float]]] = {name: {} for name in arguments.runs}
+    for seed in arguments.seeds:
+        for name in arguments.runs:
+            start_s = time.monotonic()
+            losses[name][seed] = train(name, seed, examples, arguments, host, layout)
+            wall_s = time.monotonic() - start_s
+            differences = compare(losses[name][seed], losses[first][seed])
+            found = "  ".join(f"{difference:+.3f}%" for difference in differences)
+            print(f"seed {seed}, {name}: {found}, {wall_s:.0f} s", flush=True)
+            if arguments.out:
+                arguments.out.write_text(json.dumps(losses))
+    rows = []
+    for name in others:
+        by_seed = [compare(losses[name][s], losses[first][s]) for s in arguments.seeds]
+        columns = list(zip(*by_seed, strict=True))
+        largest = max((row[0] for row in by_seed), key=abs)
+        rows.append([name, *map(mean_of_seeds, columns[:2]), f"{largest:+.3f}%"])
+    header = ["run", "all steps", "last quarter", "all steps, farthest seed"]
     print(render_table(header, rows))
+
+
+def mean_of_seeds(differences: Sequence[float]) -> str:
+    """With its standard error."""
+    mean = statistics.fmean(differences)
+    if len(differences) == 1:
+        return f"{mean:+.3f}%"
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    return f"{mean:+.3f}% +- {error:.3f}"
 
 
 if __name__ == "__main__":
