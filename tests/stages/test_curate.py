@@ -54,8 +54,10 @@ def test_what_rl_and_sft_read_of_the_tiny_world(tmp_path):
         "scenarios": ([0, 0, 0, 0], 800),
         "general_sft": ([0, 0, 577, 36], 587),
     }
-    assert "reasoning.jsonl:1025: shares" in table
-    assert "same text as" in (curate / "curation.txt").read_text()
+    with (curate / "reasoning.dropped.jsonl").open(encoding="utf-8") as file:
+        dropped = [(row["line"], row["step"]) for row in map(json.loads, file)]
+    assert dropped == [(1025, "contaminated"), (1026, "exact duplicate")]
+    assert (curate / "curation.txt").read_text(encoding="utf-8") == table + "\n"
     with (curate / "general_sft.jsonl").open(encoding="utf-8") as file:
         texts = {(row["prompt"], row["response"]) for row in map(json.loads, file)}
     assert len(texts) == 587
