@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 def evaluated(run: Path, step: str, suite: str, **measures: list) -> None:
     """The result of a suite: a value for each problem, 4 samples of each."""
     ((measure, values),) = measures.items()
-    problems = [{"id": f"p/{number}", measure: value} for number, value in enumerate(values)]
+    of_form = {"language": 1.0, "readable": 1.0}
+    problems = [{"id": f"p/{n}", **of_form, measure: value} for n, value in enumerate(values)]
     path = run / f"evaluate_{step}/eval/tiny_world/{suite}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"samples": 4, "by_problem": problems}))
