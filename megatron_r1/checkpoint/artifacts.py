@@ -5,11 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
 
 from megatron_r1.checkpoint.hf_coverage import is_hf_directory
 from megatron_r1.checkpoint.record import resolve_checkpoint
+from megatron_r1.config.paths import flatten, paths_read
+from megatron_r1.config.run import RunConfig
 from megatron_r1.errors import CheckpointError
 from megatron_r1.telemetry.files import write_json
+from megatron_r1.telemetry.run_dir import is_run
 
 
 class Hashes:
@@ -27,7 +33,7 @@ class Hashes:
 
     def of(self, path: Path) -> str | None:
         """Of a file, of the newest checkpoint of a run, of a Hugging Face model, or of all files of
-        another directory; None where there is nothing."""
+        another directory; None where there is nothing, such as a run without a checkpoint."""
         if path.is_file():
             return self._of_file(path)
         root = artifact_root(path)
@@ -48,14 +54,14 @@ class Hashes:
         known = self._known.get(key)
         if known and known[:2] == stamp:
             return known[2]
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = _sha256(path)
         self._known[key] = [*stamp, found]
         return found
 
 
 def artifact_root(path: Path) -> Path | None:
-    """The directory whose files a model is, or a plain directory itself; None without one."""
+    """The directory whose files a model is, or a plain directory itself; None without one, and for
+    a run that has saved nothing: its lock and its logs are no model."""
     if not path.is_dir():
         return None
     if is_hf_directory(path):
@@ -63,4 +69,31 @@ def artifact_root(path: Path) -> Path | None:
     try:
         return resolve_checkpoint(path)
     except CheckpointError:
-        return path
+        return None if is_run(path) else path
+
+
+def inputs_of(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Setting -> what a run reads there: files by SHA-256; parent runs and other models by the
+    checkpoint, and what that says of itself. What is not there is left out: who reads it says so.
+    """
+    settings = flatten(OmegaConf.to_container(OmegaConf.structured(config)))
+    found: dict[str, dict[str, Any]] = {}
+    for setting, path in paths_read(settings).items():
+        row: dict[str, Any] = {"path": path}
+        if Path(path).is_file():
+            row["sha256"] = _sha256(Path(path))
+        else:
+            root = artifact_root(Path(path))
+            if root is None:
+                continue
+            row["checkpoint"] = str(root)
+            for name in ("state.json", "config.json"):
+                if (root / name).is_file():
+                    row[name] = _sha256(root / name)
+        found[setting] = row
+    return found
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from megatron_r1.config.stage import StageConfig
 from megatron_r1.errors import ConfigError
 
 
@@ -40,6 +41,9 @@ class DecontaminationConfig:
     """Evaluation sets, in any format of `data/records.py`; every text in them counts."""
     ngram_words: int = 10
     """DeepSeek-R1 appendix D.1."""
+    signs: bool = False
+    """Each sign is a word too: in ``3 + 4 - 2`` they are the problem, and without them it is
+    ``3 - 4 + 2`` again. Off, typesetting hides nothing."""
     max_items: int = 0
     """An n-gram that stands in more evaluation records than this is a template's and does not
     count; 0: all count, as in the paper. Without it, synthetic tasks rule out themselves."""
@@ -81,3 +85,24 @@ class CurationConfig:
     difficulty: DifficultyConfig = field(default_factory=DifficultyConfig)
     decontamination: DecontaminationConfig = field(default_factory=DecontaminationConfig)
     near: NearDuplicateConfig = field(default_factory=NearDuplicateConfig)
+
+
+@dataclass(kw_only=True)
+class CurateStageConfig(StageConfig):
+    """What tools/curate.py does, as a stage: each set by itself, into the run directory."""
+
+    name: str = "curate"
+    sets: dict[str, str] = field(default_factory=dict)
+    """Name -> file; what is kept of it is ``NAME.jsonl``."""
+    against: dict[str, str] = field(default_factory=dict)
+    """Name -> evaluation file to keep out of every set, beside
+    `curation.decontamination.files`."""
+    curation: CurationConfig = field(default_factory=CurationConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.sets:
+            if not name.isidentifier():
+                raise ConfigError(
+                    f"sets: {name!r} is no name for a file: letters, digits and _ alone"
+                )

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from megatron_r1.config import (
     algo,
     cluster,
+    curation,
     data,
     evaluation,
     judge,
@@ -71,6 +72,7 @@ _SCHEMAS = {
         "sglang_schema": rollout.SglangConfig,
     },
     "stage": {
+        "curate_schema": curation.CurateStageConfig,
         "distill_schema": stage.DistillConfig,
         "dpo_schema": stage.DpoStageConfig,
         "evaluation_schema": pipeline.EvaluationStageConfig,

@@ -14,6 +14,7 @@ from megatron_r1.config.algo import (
     ObjectiveConfig,
 )
 from megatron_r1.config.cluster import ClusterConfig, SlurmConfig
+from megatron_r1.config.curation import CurateStageConfig
 from megatron_r1.config.data import DataConfig, PromptSourceKind
 from megatron_r1.config.evaluation import EvaluationConfig
 from megatron_r1.config.judge import JudgeConfig
@@ -190,7 +191,7 @@ def _check_collecting(config: RunConfig, stage: CollectingConfig) -> None:
 
 def _check_lengths(config: RunConfig) -> None:
     """A prompt with its longest response fits the model and a micro-batch."""
-    if isinstance(config.stage, TinyBaseConfig | TinyWorldStageConfig):
+    if isinstance(config.stage, TinyBaseConfig | TinyWorldStageConfig | CurateStageConfig):
         return  # samples nothing
     prompt, response = config.data.max_prompt_tokens, config.rollout.max_response_tokens
     setting = "max_response_tokens"

@@ -7,6 +7,7 @@ this is a function of the lines alone, so that a run started again makes the sam
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from megatron_r1.telemetry.table import render_table
 
 NEEDED = ("accuracy", "judged", "format", "readable")
 """Parts that must be 1 where a sample has them."""
+NOT_GRADED = ("timeout", "worker died")
+"""How `rewards/scorer.py` begins the reason of every part of what it could not score."""
+NOTHING_WRITTEN = "the teacher wrote nothing"
+"""A sample's ``fault`` where a teacher refused, was cut off, or did not answer."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,12 @@ def fault_of(sample: Mapping[str, Any]) -> str:
     """Why a sample is not learned from; empty: it is."""
     if holds_half_a_pair(sample["response"]):
         return "half a surrogate pair"
+    if sample.get("fault"):
+        return str(sample["fault"])
     parts, reasons = sample["parts"], sample["reasons"]
+    kinds = {reason.partition(",")[0] for reason in reasons.values()}
+    if len(kinds) == 1 and kinds <= set(NOT_GRADED):
+        return f"not graded: {kinds.pop()}"
     for name in NEEDED:
         if parts.get(name, 1.0) < 1.0:
             # A reason's beginning is its kind; what follows differs from sample to sample.
@@ -82,6 +92,15 @@ def trim_to_ratio(
     return _first_by_hash(reasoning, num_reasoning), _first_by_hash(general, num_general)
 
 
+def repeat_to_ratio(
+    general: Sequence[dict[str, Any]], num_reasoning: int, ratio: float
+) -> list[dict[str, Any]]:
+    """All of them, as often as it takes to have enough for so many samples of reasoning."""
+    if ratio == 0 or not general:
+        return list(general)
+    return [*general] * max(1, math.ceil(round(num_reasoning / ratio) / len(general)))
+
+
 def split_heldout(
     examples: Sequence[dict[str, Any]], frac: float
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -104,7 +123,12 @@ def count_reasons(dropped: Iterable[tuple[Any, str]]) -> dict[str, int]:
 
 
 def _first_by_hash(items: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    keys = [_unit_hash(f"{item['question']}\n{item['response']}") for item in items]
+    keys, before = [], Counter()
+    for item in items:
+        text = f"{item['question']}\n{item['response']}"
+        # Of samples that stand here several times, a few go, and not all of one.
+        keys.append(_unit_hash(f"{text}\n{before[text]}" if before[text] else text))
+        before[text] += 1
     chosen = set(sorted(range(len(items)), key=lambda index: (keys[index], index))[:count])
     return [item for index, item in enumerate(items) if index in chosen]
 

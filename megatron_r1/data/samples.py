@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ class Sample:
     prompt: str
     """The question, before its template."""
     response: str
+    line: int = field(default=0, compare=False)
+    """Of its file, from 1; 0 where it comes from none."""
+    lineage: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """As the file has it (docs/data.md), unchecked."""
 
 
 def read_samples(
@@ -37,7 +42,7 @@ def read_samples(
     """
     return parse_records(
         path,
-        lambda record, _: sample_of(record),
+        lambda record, number: replace(sample_of(record), line=number),
         what="sample",
         way_out="Name a JSONL or Parquet file with prompt and response",
         max_lines=max_lines,
@@ -48,4 +53,9 @@ def read_samples(
 def sample_of(record: dict[str, Any]) -> Sample:
     """One record, checked; raises ValueError with what is wrong."""
     key = "question" if "question" in record and "prompt" not in record else "prompt"
-    return Sample(text_of(record, key), text_of(record, "response"))
+    lineage = record.get("lineage")
+    return Sample(
+        text_of(record, key),
+        text_of(record, "response"),
+        lineage=lineage if isinstance(lineage, dict) else {},
+    )

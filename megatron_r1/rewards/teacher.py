@@ -8,15 +8,18 @@ What it writes is never trusted: rules look at it as at any other sample.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from threading import Event
 
 from megatron_r1.config.sft import TeacherConfig
 from megatron_r1.data.rejection import holds_half_a_pair
 from megatron_r1.data.samples import Sample
-from megatron_r1.data.templates import ANSWER, END_ANSWER, END_THINK, THINK
+from megatron_r1.data.templates import ANSWER, END_ANSWER, END_THINK, TAGS, THINK
 from megatron_r1.errors import EngineError
 from megatron_r1.rewards.judge import Judge, Judgement, Kind, ask_all
 
+SEED = 0
+"""Sent with every request: the teacher is asked each question once."""
 _MAX_LOST = 0.05
 """Our choice: share of requests that may come to nothing before the run ends."""
 _PATTERN = (
@@ -87,15 +90,13 @@ class Teacher:
         )
 
     def think_first(self, cases: Sequence[tuple[str, str]]) -> list[str | None]:
-        """The same answers to (question, answer), behind a thought; None where none came."""
+        """The same answers to (question, answer), each once in its tags and behind a thought; None
+        where none came."""
         prompts = [_THINK_FIRST.format(question=q, answer=answer) for q, answer in cases]
-        tags = (THINK, END_THINK, ANSWER, END_ANSWER)
         responses: list[str | None] = []
         for thought, (_, answer) in zip(self._ask(prompts), cases, strict=True):
-            for tag in tags:
-                thought = thought and thought.replace(tag, "")
-            thought = thought and thought.strip()
-            responses.append(with_thought(thought, answer) if thought else None)
+            thought = without_tags(thought or "")
+            responses.append(with_thought(thought, without_tags(answer)) if thought else None)
         return responses
 
     @property
@@ -106,7 +107,12 @@ class Teacher:
         }
 
     def _ask(self, prompts: Sequence[str]) -> list[str | None]:
-        found = ask_all(self._judge.ask, prompts, self._config.max_parallel, self._given_up)
+        found = ask_all(
+            partial(self._judge.ask, sample=SEED),
+            prompts,
+            self._config.max_parallel,
+            self._given_up,
+        )
         check_answered(found, who=f"the teacher at {self._config.base_url}", group="stage.teacher")
         texts = [reply.verdict.strip() for reply in found]
         # No file of samples may hold half of a surrogate pair, which JSON can escape.
@@ -128,6 +134,13 @@ def check_answered(found: Sequence[Judgement], *, who: str, group: str) -> None:
             f"{lost[0].text}. Start it, or set {group}.base_url, timeout_s and max_retries. What "
             f"it did answer is kept where {group}.cache_path says"
         )
+
+
+def without_tags(text: str) -> str:
+    """A text without the tags of a response, which stand around it later."""
+    for tag in TAGS:
+        text = text.replace(tag, "")
+    return text.strip()
 
 
 def with_thought(thought: str, answer: str) -> str:

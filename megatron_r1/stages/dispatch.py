@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from megatron_r1.config.curation import CurateStageConfig
 from megatron_r1.config.pipeline import EvaluationStageConfig, PipelineConfig, TinyWorldStageConfig
 from megatron_r1.config.r1 import R1Stage2Config, R1Stage4Config
 from megatron_r1.config.run import RunConfig
@@ -63,6 +64,11 @@ def run_stage(config: RunConfig) -> None:
                 from megatron_r1.parallel.exchange import on_main_rank
 
                 on_main_rank(lambda: write_world(run_dir, stage.world) and None)
+            case CurateStageConfig():
+                from megatron_r1.parallel.exchange import on_main_rank
+                from megatron_r1.stages.curate import run_curate
+
+                session.say(on_main_rank(lambda: run_curate(stage, run_dir)))
             case TinyR1ZeroConfig():
                 from megatron_r1.stages.tiny_r1_zero import run_tiny_r1_zero
 

@@ -23,13 +23,17 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from megatron_r1.checkpoint.artifacts import Hashes
+from megatron_r1 import __version__
+from megatron_r1.checkpoint.artifacts import Hashes, inputs_of
+from megatron_r1.config.curation import CurateStageConfig
 from megatron_r1.config.load import to_yaml, world_size_from_environment
+from megatron_r1.config.paths import flatten, is_read
 from megatron_r1.config.pipeline import (
     EVALUATE,
     Endpoint,
@@ -37,22 +41,30 @@ from megatron_r1.config.pipeline import (
     PipelineConfig,
 )
 from megatron_r1.config.run import RunConfig
-from megatron_r1.config.sft import CollectingConfig
-from megatron_r1.data.records import FORMATS
+from megatron_r1.config.sft import CollectingConfig, R1Stage3Config
+from megatron_r1.config.stage import StageConfig
 from megatron_r1.errors import DataError, UserError
 from megatron_r1.evaluation.stage_table import stage_table, write_stage_table
 from megatron_r1.parallel.exchange import on_main_rank
 from megatron_r1.platform.host import prepare, start_process_group, stop_process_group
+from megatron_r1.stages.curate import COUNTS
 from megatron_r1.stages.dispatch import check_run, run_stage
 from megatron_r1.stages.steps import MODEL, Step, plan_steps
 from megatron_r1.telemetry.files import write_json
-from megatron_r1.telemetry.run_dir import HOW_NOT_WHAT, RunDir, flatten
+from megatron_r1.telemetry.run_dir import HOW_NOT_WHAT, RunDir, commit
 
 RECORD = "pipeline.json"
 SET_ASIDE = "replaced"
 """Folder of the run directory: the last run of each step that was started over."""
 _NOT_PART_GROUPS = ("cluster.", "telemetry.", "parallel.", "monitor.", "run.root", "run.name")
 """With `HOW_NOT_WHAT`, settings that do not change what a step makes."""
+
+
+def not_read_by(stage: StageConfig) -> tuple[str, ...]:
+    """Beginnings of settings that are there for other stages than this one."""
+    is_judged = isinstance(stage, R1Stage3Config) and stage.collect.judged_datasets
+    is_measured = isinstance(stage, EvaluationStageConfig)
+    return (*(() if is_judged else ("judge.",)), *(() if is_measured else ("evaluation.",)))
 
 
 def run_pipeline(config: RunConfig) -> None:
@@ -129,7 +141,7 @@ class Record:
         """Whether a step is done, goes on or starts over; its folder is ready when this returns.
 
         Raises:
-            DataError: an input is not there.
+            DataError: an input is not there, or its step is not done.
         """
         fingerprint, inputs = self._fingerprint(step)
         known = self.steps.get(step.name, {})
@@ -149,6 +161,7 @@ class Record:
             "fingerprint": fingerprint,
             "stage": step.config.stage.name,
             "folder": step.name,
+            "program": program(),
             "settings": self._settings(step)[0],
             "inputs": inputs,
         }
@@ -157,7 +170,9 @@ class Record:
 
     def done(self, step: Step, seconds: float) -> None:
         row = self.steps[step.name]
-        row |= {"status": "done", "outputs": self._outputs(step)}
+        row |= {"status": "done", "outputs": self._outputs(step), "program": program()}
+        if isinstance(step.config.stage, CurateStageConfig):
+            row["counts"] = json.loads((self._dir / step.name / COUNTS).read_text())
         row["seconds"] = round(row.get("seconds", 0.0) + seconds, 1)
         row["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._write()
@@ -169,11 +184,17 @@ class Record:
         settings, paths = self._settings(step)
         inputs = {}
         for setting, path in paths.items():
+            maker = step.inputs.get(setting, "").partition(":")[0]
+            is_made_here = maker in step.makers
             found = self._hashes.of(Path(path))
+            what = f"step {step.name}: {setting} = {path}"
             if found is None:
-                source = step.inputs.get(setting)
-                way_out = f"Run the step {source.partition(':')[0]} first" if source else "Make it"
-                raise DataError(f"step {step.name}: {setting} = {path} is not there. {way_out}")
+                way_out = f"Run the step {maker} first" if is_made_here else "Make it"
+                raise DataError(f"{what} is not there. {way_out}")
+            if is_made_here and not self.is_done(maker):
+                raise DataError(
+                    f"{what} is the step {maker}'s, which is not done. Run the step {maker} first"
+                )
             inputs[setting] = {"path": path, "sha256": found}
             if setting in step.inputs:
                 inputs[setting]["from"] = step.inputs[setting]
@@ -184,15 +205,13 @@ class Record:
     def _settings(self, step: Step) -> tuple[dict[str, Any], dict[str, str]]:
         """(what a step makes depends on: setting -> value, setting -> path of what it reads)."""
         tree = flatten(OmegaConf.to_container(OmegaConf.create(to_yaml(step.config))))
-        is_evaluation = isinstance(step.config.stage, EvaluationStageConfig)
+        left_out = (*_NOT_PART_GROUPS, *not_read_by(step.config.stage))
         settings: dict[str, Any] = {}
         paths: dict[str, str] = {}
         for key, value in tree.items():
-            if key.startswith(_NOT_PART_GROUPS) or key.endswith(HOW_NOT_WHAT):
+            if key.startswith(left_out) or key.endswith(HOW_NOT_WHAT):
                 continue
-            if key.startswith("evaluation.") and not is_evaluation:
-                continue
-            if key in step.inputs or _names_a_path(value):
+            if key in step.inputs or (value and is_read(key)):
                 paths[key] = str(value)
             else:
                 settings[key] = value
@@ -236,6 +255,12 @@ class Record:
         self._hashes.save()
 
 
+@cache
+def program() -> dict[str, str | None]:
+    """What runs the steps: its version, and the checkout's commit."""
+    return {"version": __version__, "commit": commit()}
+
+
 def report(steps: Sequence[Step], record: Record, config: RunConfig) -> None:
     """The table of all models that are evaluated; on the main rank."""
     stage = config.stage
@@ -263,7 +288,7 @@ def _one_job(config: RunConfig) -> Iterator[Record | None]:
     records: list[Record] = []
 
     def open_them() -> None:
-        opened.append(RunDir(config))
+        opened.append(RunDir(config, inputs_of(config)))
         records.append(Record(config))
 
     start_process_group(prepare(), timeout_minutes=config.cluster.timeout_minutes)
@@ -286,10 +311,3 @@ def _endpoint(endpoint: Endpoint) -> Iterator[str | None]:
 
     with serving_teacher() as url:
         yield url
-
-
-def _names_a_path(value: Any) -> bool:
-    """Whether a setting's value is the name of a file or a directory that is there."""
-    if not isinstance(value, str) or not ("/" in value or value.endswith(FORMATS)):
-        return False
-    return Path(value).exists()

@@ -12,11 +12,11 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from megatron_r1.config.sft import R1Stage1Config
-from megatron_r1.data.rejection import Selection, select
+from megatron_r1.config.sft import R1Stage1Config, TeacherConfig
+from megatron_r1.data.rejection import NOTHING_WRITTEN, Selection, select
 from megatron_r1.data.samples import read_samples
 from megatron_r1.rewards.scorer import RewardScorer
-from megatron_r1.rewards.teacher import Teacher
+from megatron_r1.rewards.teacher import SEED, Teacher
 from megatron_r1.stages.collect import filter_rules, read_parts, score_texts
 from megatron_r1.stages.collect_and_tune import collect_and_tune
 from megatron_r1.stages.session import Session
@@ -60,12 +60,12 @@ def write_cold_start(
         figures = teacher.metrics
     else:
         found = select(samples, keep_per_prompt=stage.collect.keep_per_prompt)
+    own = {**origin, "seed": session.config.run.seed}
     examples = [
         example_of(
             sample,
             by_draw[sample["draw"]],
-            seed=session.config.run.seed,
-            **(origin if "origin" not in sample else {**origin, "model": sample["origin"]}),
+            **(written_by(stage.teacher, sample, origin) if "origin" in sample else own),
         )
         for sample in found.kept
     ]
@@ -77,6 +77,16 @@ def write_cold_start(
         num_samples=len(samples),
         more=figures,
     )
+
+
+def written_by(
+    teacher: TeacherConfig, sample: Mapping[str, Any], origin: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Lineage of what a teacher wrote: an endpoint does not say how it was trained."""
+    more: dict[str, Any] = {"origin": sample["origin"]}
+    if sample["origin"] == _REWRITTEN:
+        more["rewritten_of"] = dict(origin)
+    return {"model": teacher.model, "model_version": None, "seed": SEED, "more": more}
 
 
 def rewrite_right_ones(
@@ -99,8 +109,7 @@ def rewrite_right_ones(
     indices = [index for own in chosen.values() for index in own]
     cases = [(by_draw[samples[i]["draw"]], samples[i]["response"]) for i in indices]
     texts = teacher.rewrite([(prompt.question, response) for prompt, response in cases])
-    asked = [(prompt, text or "") for (prompt, _), text in zip(cases, texts, strict=True)]
-    scored = score_texts(scorer, asked, sample=0)
+    scored = score_written(scorer, [prompt for prompt, _ in cases], texts, sample=0)
     result = [
         dict(sample, parts={**sample["parts"], "readable": 0.0},
              reasons={**sample["reasons"], "readable": "not rewritten"})
@@ -123,6 +132,18 @@ def answer_missing(
     missing = [prompt for draw, prompt in by_draw.items() if draw not in has_one]
     examples = read_samples(str(stage.few_shot))
     texts = teacher.answer([prompt.question for prompt in missing], examples)
-    asked = [(prompt, text or "") for prompt, text in zip(missing, texts, strict=True)]
-    scored = score_texts(scorer, asked, sample=stage.collect.samples_per_prompt)
+    scored = score_written(scorer, missing, texts, sample=stage.collect.samples_per_prompt)
     return [{**record, "origin": _FEW_SHOT} for record in scored]
+
+
+def score_written(
+    scorer: RewardScorer, prompts: Sequence[Prompt], texts: Sequence[str | None], *, sample: int
+) -> list[dict[str, Any]]:
+    """Scores of what a teacher wrote, one for each prompt; where that is nothing, it is the fault:
+    no rule found anything wrong."""
+    asked = [(prompt, text or "") for prompt, text in zip(prompts, texts, strict=True)]
+    scored = score_texts(scorer, asked, sample=sample)
+    return [
+        record if text else {**record, "fault": NOTHING_WRITTEN}
+        for record, text in zip(scored, texts, strict=True)
+    ]

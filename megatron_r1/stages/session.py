@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from megatron_r1.checkpoint.artifacts import inputs_of
 from megatron_r1.checkpoint.hf_coverage import is_hf_directory
 from megatron_r1.checkpoint.hf_load import load_hf_weights
 from megatron_r1.checkpoint.record import (
@@ -225,7 +226,7 @@ def open_session(config: RunConfig) -> Iterator[Session]:
     """Join the job, build its layout, take the run directory; give all back at the end."""
     with open_reader(config) as session:
         run_dirs: list[RunDir] = []
-        on_main_rank(lambda: run_dirs.append(RunDir(config)))
+        on_main_rank(lambda: run_dirs.append(RunDir(config, inputs_of(config))))
         try:
             yield session
         finally:

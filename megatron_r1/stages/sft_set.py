@@ -24,16 +24,27 @@ MANIFEST = "manifest.json"
 
 
 def example_of(
-    sample: Mapping[str, Any], prompt: Prompt, *, model: str, model_version: int, seed: int
+    sample: Mapping[str, Any],
+    prompt: Prompt,
+    *,
+    model: str,
+    model_version: int | None,
+    seed: int,
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A line to train on, by the schema of docs/data.md."""
+    """A line to train on, by the schema of docs/data.md.
+
+    Args:
+        model_version: updates that it had seen; None where nobody knows, as of an endpoint.
+        more: verdicts beside those of the rules.
+    """
     lineage = Lineage(
         prompt_id=prompt.id,
         model=model,
         model_version=model_version,
         seed=seed,
         sample=sample["sample"],
-        verdicts=sample["parts"],
+        verdicts={**sample["parts"], **(more or {})},
     )
     return {
         "id": f"{prompt.id}/{sample['sample']}",

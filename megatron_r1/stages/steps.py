@@ -35,6 +35,8 @@ class Step:
     config: RunConfig
     inputs: dict[str, str]
     """Setting -> step or ``step:file``."""
+    makers: tuple[str, ...]
+    """Steps of the pipeline among the sources of its inputs; the others are given."""
     outputs: tuple[str, ...]
     """Files of its folder that others read, or `MODEL`."""
 
@@ -125,4 +127,7 @@ def _planned(
     except UserError as error:
         raise type(error)(f"step {name}: {error}") from error
     outputs = dict.fromkeys([*wanted, *(["eval"] if name.startswith(EVALUATE) else [])])
-    return Step(name, found, dict(settings.inputs), tuple(outputs))
+    sources = {source.partition(":")[0] for source in settings.inputs.values()}
+    inputs_of = {setting.lstrip("+"): source for setting, source in settings.inputs.items()}
+    makers = tuple(step.name for step in before if step.name in sources)
+    return Step(name, found, inputs_of, makers, tuple(outputs))

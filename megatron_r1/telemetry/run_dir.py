@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
@@ -19,11 +20,14 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from megatron_r1.config.load import to_yaml, world_size_from_environment
+from megatron_r1.config.paths import flatten
 from megatron_r1.config.pipeline import PipelineConfig
 from megatron_r1.config.run import RunConfig
 from megatron_r1.errors import RunDirError
 from megatron_r1.telemetry.files import replace_file
 
+Inputs = Mapping[str, Mapping[str, Any]]
+"""Setting -> its path, and what was there: `checkpoint/artifacts.py`."""
 _LOCK = ".lock"
 _REPLACED = ".replaced"
 """Where `run.overwrite` puts what there was, until the new run has made something."""
@@ -31,7 +35,7 @@ _REPLACED_FOR = ".replaced_for"
 """Names the Slurm job that `run.overwrite` was done for: its further starts go on."""
 _BEGINS = ("**/metrics.jsonl", "**/data/samples/part_*.jsonl")
 """What a run writes that one under another configuration would mix its own with."""
-_RESULTS = ("**/eval/**/*.json", "**/corpus.jsonl")
+_RESULTS = ("**/eval/**/*.json", "**/corpus.jsonl", "**/curation.json")
 """What else a stage makes; some make nothing else."""
 _MAY_CHANGE_GROUPS = (
     "parallel.",
@@ -67,13 +71,16 @@ _MAY_CHANGE = (*HOW_NOT_WHAT, ".num_steps", ".num_epochs", ".heldout", "run.name
 class RunDir:
     """Holds the directory of a run for one job at a time. The main rank opens it."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, inputs: Inputs | None = None) -> None:
         """Make or find the directory, take its lock, write what the run is.
 
+        Args:
+            inputs: what it reads, for the manifest; a run does not go on with other files.
         Raises:
-            RunDirError: another process works in it, or it cannot be written.
+            RunDirError: another process works in it, it cannot be written, or it is another run's.
         """
         self.path = config.run.dir
+        self._inputs = inputs or {}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / _LOCK).open("a+")
@@ -142,15 +149,31 @@ class RunDir:
         changed = [
             f"{key}: {saved.get(key)} -> {own.get(key)}"
             for key in sorted(saved.keys() | own.keys())
-            if saved.get(key) != own.get(key)
-            and not key.endswith(_MAY_CHANGE)
-            and not key.startswith(_MAY_CHANGE_GROUPS)
+            if saved.get(key) != own.get(key) and not _may_change(key)
         ]
         if changed:
             raise RunDirError(
                 f"{self.path} belongs to a run with another configuration ({'; '.join(changed)}). "
                 "Choose another run.name, or run.overwrite=true to start over"
             )
+        self._check_same_files()
+
+    def _check_same_files(self) -> None:
+        """What a run has learned from a file is half of it; the other half is to come from it."""
+        try:
+            before = json.loads((self.path / "manifest.json").read_text()).get("inputs", {})
+        except (OSError, ValueError, AttributeError):
+            return  # it says nothing of them
+        for setting, now in self._inputs.items():
+            known = before.get(setting, {}).get("sha256")
+            if _may_change(setting) or None in (known, now.get("sha256")):
+                continue
+            if known != now["sha256"]:
+                raise RunDirError(
+                    f"{setting} = {now['path']} is not the file that the run in {self.path} began "
+                    f"with (SHA-256 {known[:12]} -> {now['sha256'][:12]}). Restore it, choose "
+                    "another run.name, or run.overwrite=true to start over"
+                )
 
     def _holds(self, *patterns: str) -> bool:
         """Whether a file was made that one of `patterns` names; what was set aside counts not."""
@@ -198,7 +221,16 @@ class RunDir:
         with replace_file(self.path / "config.yaml") as draft:
             draft.write_text(to_yaml(config))
         with replace_file(self.path / "manifest.json") as draft:
-            draft.write_text(json.dumps(manifest(config), indent=1) + "\n")
+            draft.write_text(json.dumps(manifest(config, self._inputs), indent=1) + "\n")
+
+
+def _may_change(setting: str) -> bool:
+    return setting.endswith(_MAY_CHANGE) or setting.startswith(_MAY_CHANGE_GROUPS)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a directory is a run's, with or without a checkpoint."""
+    return _is_manifest(path / "manifest.json")
 
 
 def _is_manifest(file: Path) -> bool:
@@ -210,18 +242,9 @@ def _is_manifest(file: Path) -> bool:
     return isinstance(found, dict) and {"command", "world_size", "packages"} <= found.keys()
 
 
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    return flat
-
-
-def manifest(config: RunConfig) -> dict[str, Any]:
-    """What one would need to know to repeat the run: versions, commit, command, seed, layout."""
+def manifest(config: RunConfig, inputs: Inputs | None = None) -> dict[str, Any]:
+    """What one would need to know to repeat the run: versions, commit, command, seed, layout, and
+    what it reads, data and parent runs."""
     packages = ("torch", "megatron-core", "transformers", "reasoning-gym", "math-verify", "numpy")
     return {
         "command": sys.argv,
@@ -230,7 +253,8 @@ def manifest(config: RunConfig) -> dict[str, Any]:
         "parallel": OmegaConf.to_container(OmegaConf.structured(config.parallel), enum_to_str=True),
         "python": platform.python_version(),
         "host": socket.gethostname(),
-        "commit": _commit(),
+        "commit": commit(),
+        "inputs": inputs or {},
         "packages": {name: _version(name) for name in packages},
     }
 
@@ -242,7 +266,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The checkout's commit, with ``+`` when files differ from it; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
 

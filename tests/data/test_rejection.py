@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
+
 from megatron_r1.data.rejection import (
     count_reasons,
     fault_of,
+    repeat_to_ratio,
     select,
     split_heldout,
     trim_to_ratio,
@@ -41,6 +44,15 @@ def test_right_and_readable_ones_are_kept_and_the_others_counted_by_reason():
     assert [s["response"] for s in select(samples).kept] == ["a", "b", "c", "d"]
 
 
+@pytest.mark.parametrize("reason", ["timeout", "worker died, exit code -9"])
+def test_what_was_not_graded_is_not_called_wrong(reason):
+    rules = ("accuracy", "format", "readable")
+    lost = sample(0, "x", dict.fromkeys(rules, reason), **dict.fromkeys(rules, 0.0))
+    assert fault_of(lost) == f"not graded: {reason.partition(',')[0]}"
+    slow = sample(0, "x", {**lost["reasons"], "format": "one thought, one answer"}, accuracy=0.0)
+    assert fault_of(slow) == "accuracy"
+
+
 def test_where_no_rule_serves_the_judge_decides():
     asked = {"draw": 0, "response": "x", "parts": {"readable": 1.0}, "reasons": {}}
     assert fault_of(asked) == "no verdict"
@@ -69,6 +81,10 @@ def test_three_of_reasoning_for_each_other_one():
     assert trim_to_ratio(reasoning, general, 3.0) == trim_to_ratio(reasoning, general, 3.0)
     assert trim_to_ratio(reasoning, general, 0) == (reasoning, general)
     assert trim_to_ratio(reasoning, [], 3.0) == (reasoning, [])
+    again = repeat_to_ratio(general, len(reasoning), 1.0)
+    assert again == general * 2 and repeat_to_ratio(general, 120, 3.0) == general
+    kept, twice = trim_to_ratio(reasoning, again, 1.0)
+    assert (kept, len(twice)) == (reasoning, 60) and len({e["question"] for e in twice}) > 30
 
 
 def test_all_samples_of_a_question_are_on_one_side():

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.config.load import load_config
+from tests.slurm.jobs import last_words
 from tests.slurm.test_sbatch import AWKWARD, PROBE, ROOT
+from tests.stages.test_pipeline import listed, step
 
 pytest.importorskip("nemo_run", reason="needs NeMo-Run: bash launch/setup_env.sh launch")
 
@@ -23,14 +25,14 @@ ALIKE = ("nodes", "ntasks-per-node", "gpus-per-node", "time", "signal", "open-mo
 SECRET = "hf_9876543210_not_for_any_file"
 
 
-def launch(directory: Path, *arguments: str, env=os.environ, **more: str):
+def launch(directory: Path, *arguments: str, env=os.environ, timeout_s: int = 240, **more: str):
     return subprocess.run(
         [sys.executable, "-m", "megatron_r1.launch", *arguments],
         cwd=directory,
         env={**env, "PYTHONPATH": str(ROOT), "HF_TOKEN": SECRET, **more},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=timeout_s,
     )
 
 
@@ -122,3 +124,41 @@ def test_a_chain_stops_after_a_stage_that_failed(slurm, tmp_path):
     assert slurm.job(states[1][2])["Restarts"] == "0"
     seen = json.loads((tmp_path / "rank0.json").read_text())["argv"]
     assert "stage=r1_zero" in seen and "run.name='tiny_base/1_r1_zero'" in seen
+
+
+@pytest.mark.megatron
+@pytest.mark.timeout(1200)
+def test_a_pipeline_runs_as_a_chain_to_its_table(slurm, tmp_path):
+    """Three real jobs in one run directory, each on what the one before has made."""
+    world = ["stage=tiny_world", "stage.world.num_documents=400", "stage.world.num_general=4"]
+    world += ["stage.world.num_pairs=4", "stage.world.num_labelled=4", "stage.world.num_heldout=4"]
+    base = ["stage=tiny_base", "stage.num_steps=1", "stage.sequences_per_step=4"]
+    steps = {
+        "world": step(world, {}),
+        "base": step(base, {"stage.documents": "world:corpus.jsonl"}),
+    }
+    common = ["model=tiny_dense", "model.num_layers=1", "data.template=plain"]
+    common += ["data.max_prompt_tokens=64", "rollout.max_response_tokens=4"]
+    suite = ["evaluation=tiny_world", "evaluation.suites.reasoning.samples=1"]
+    chain = [
+        "stage=r1_pipeline",
+        f"+stage.steps={{{','.join(f'{name}:{text}' for name, text in steps.items())}}}",
+        f"stage.common={listed(common)}",
+        "+stage.columns={base:base}",
+        f"stage.evaluation={listed(suite)}",
+        "+stage.evaluation_inputs={evaluation.suites.reasoning.path:'world:heldout_reasoning.jsonl'}",
+        *("cluster=slurm_onehost", "cluster.nodes=1", "run.name=chained"),
+        *("telemetry.tensorboard=false", "telemetry.progress=false"),
+    ]
+    here = {"MEGATRON_R1_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    done = launch(tmp_path, *chain, env=slurm.env, timeout_s=500, **here)
+    assert done.returncode == 0, done.stdout + done.stderr + last_words(tmp_path)
+    states = [line.split() for line in done.stdout.splitlines()[-3:]]
+    assert [words[-1] for words in states] == ["COMPLETED"] * 3
+    record = json.loads((tmp_path / "runs/chained/pipeline.json").read_text())["steps"]
+    assert list(record) == ["world", "base", "evaluate_base"]
+    assert {row["status"] for row in record.values()} == {"done"}
+    measured = record["evaluate_base"]["inputs"]["model.init_from"]
+    assert measured["sha256"] == record["base"]["outputs"]["model"]
+    table = json.loads((tmp_path / "runs/chained/table.json").read_text())
+    assert table["columns"] == ["base"] and "reasoning, pass@1" in table["rows"]

@@ -79,7 +79,8 @@ def test_four_stages_from_a_base_model(tmp_path):
         three = ["stage=r1_stage3", "run.name=three", init, *data, only_reasoning, *teacher, *sft]
         three += [f"stage.collect.source={tmp_path}/two", "stage.collect.samples_per_prompt=8"]
         three += [f"stage.general={others}", "stage.collect.judged_datasets=[essays]"]
-        three += [f"judge.base_url={endpoint.url}", "stage.reasoning_per_general=2"]
+        three += [f"judge.base_url={endpoint.url}", "stage.reasoning_per_general=1"]
+        three += ["stage.repeat_general=true"]
         models = [init, "stage.max_tokens=64", "data.template=plain"]
         helpful = ["stage=rm_helpful", "run.name=helpful", *models]
         helpful += [f"stage.examples={lines(tmp_path / 'pairs.jsonl', pairs)}"]
@@ -104,7 +105,10 @@ def test_four_stages_from_a_base_model(tmp_path):
     parts = sorted((tmp_path / "one/data/samples").iterdir())
     drawn = {sample["draw"] for part in parts for sample in read(part)}
     assert len(parts) == 2 and len(train) + len(heldout) == len(drawn) and train and heldout
-    assert {example["lineage"]["model"] for example in train} == {"teacher, few-shot"}
+    for example in train:
+        lineage = example["lineage"]
+        assert lineage["model"] == "default" and "model_version" not in lineage
+        assert lineage["verdicts"]["origin"] == "teacher, few-shot"
     rows = metrics(tmp_path / "one")
     assert len(rows) == 60 * len(train) // 6 and output.count("r1_stage1: resuming") == 1
     assert rows[-1]["train/nll"] < 0.5 < rows[0]["train/nll"]
@@ -116,18 +120,25 @@ def test_four_stages_from_a_base_model(tmp_path):
     assert {"reward/accuracy", "reward/format", "reward/language"} < metrics(tmp_path / "two")[
         0
     ].keys()
-    # Stage 3: two of reasoning for one other; the long question got a thought, "hello" none.
+    # Stage 3: one other for each of reasoning, of which none is left out; the long question got a
+    # thought, "hello" none.
     manifest = json.loads((tmp_path / "three/data/manifest.json").read_text())
-    assert manifest["reasoning"] == min(manifest["reasoning, all"], 2 * manifest["general"])
-    found = {e["question"]: e for e in read(tmp_path / "three/data/train.jsonl")}
-    assert "hello" not in found or found["hello"]["response"] == "<answer>hello</answer>"
-    long = found.get("please tell me something long")
-    assert long is None or long["response"].startswith("<think>they want words</think>")
-    assert any(
-        "judged" in sample["reasons"] or sample["dataset"] == "essays"
-        for part in (tmp_path / "three/data/samples").iterdir()
-        for sample in read(part)
-    )
+    assert manifest["reasoning"] == manifest["reasoning, all"] == manifest["general"] > 1
+    both = (tmp_path / f"three/data/{name}.jsonl" for name in ("train", "heldout"))
+    found = {e["question"]: e for path in both for e in read(path)}
+    assert found["hello"]["response"] == "<answer>hello</answer>"
+    long = "<think>they want words</think><answer>something</answer>"
+    assert found["please tell me something long"]["response"] == long
+    # No rule grades an essay: the readable ones are kept because the judge has said so.
+    parts = sorted((tmp_path / "three/data/samples").iterdir())
+    essays = [s for path in parts for s in read(path) if s["dataset"] == "essays"]
+    assert len(essays) == 8 and all("accuracy" not in sample["parts"] for sample in essays)
+    fit = {s["response"] for s in essays if min(s["parts"].values()) == 1.0}
+    kept = [e for e in found.values() if e["dataset"] == "essays"]
+    assert bool(kept) == bool(fit) and {e["response"] for e in kept} <= fit
+    for example in found.values():
+        judged = example["lineage"].get("verdicts", {}).get("judged")
+        assert judged == (1.0 if example["dataset"] == "essays" else None)
     # Stage 4: general prompts and models in the last update alone, of a phase of its own.
     steps = sorted((tmp_path / "four/rollouts").iterdir())
     assert [path.stem for path in steps] == ["step_000001", "step_000003"]

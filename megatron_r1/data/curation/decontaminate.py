@@ -1,7 +1,8 @@
 """Decontamination: no n words in a row from an evaluation question or solution.
 
 DeepSeek-R1 (arXiv:2501.12948v2) appendix D.1 drops any text with a matching 10-gram. It does not
-say what a word is; ours are in `words.py`, without signs, so that typesetting hides nothing.
+say what a word is; ours are in `words.py`, and without signs, unless the configuration counts them,
+typesetting hides nothing.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ class Contamination:
     name = "contaminated"
 
     def __init__(self, config: DecontaminationConfig) -> None:
-        self._n = config.ngram_words
+        self._n, self._signs = config.ngram_words, config.signs
         self._places: list[str] = []
         hashes, items = [], []
         for line in (line for path in config.files for line in read_records(path)):
             item = len(self._places)
             self._places.append(line.where)
-            texts = [words_of(text) for text in _texts(line.record)]
+            texts = [words_of(text, signs=self._signs) for text in _texts(line.record)]
             found = [ngram_hashes(words, self._n) for words in texts]
             distinct = np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
             if not distinct.size:
@@ -53,7 +54,7 @@ class Contamination:
 
     def check(self, example: Example) -> tuple[Example, str]:
         for text in (example.question, example.response):
-            words = words_of(text)
+            words = words_of(text, signs=self._signs)
             if len(words) < self._n and text is not example.question:
                 continue
             found = self._first_match(ngram_hashes(words, self._n))

@@ -9,6 +9,7 @@ from megatron_r1.data.curation.lineage import Lineage, lineage_of
 from megatron_r1.data.json_lines import text_of
 from megatron_r1.data.jsonl import problem_of
 from megatron_r1.data.records import Line, line_id
+from megatron_r1.data.samples import sample_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def example_of(line: Line) -> Example:
     default_id = line_id(line.path, line.number)
     if "response" in record:
         # What is learned from a response needs no reference answer.
-        question, response = text_of(record, "question"), text_of(record, "response")
+        sample = sample_of(record)
+        question, response = sample.prompt, sample.response
         own_id = text_of(record, "id") if "id" in record else _rollout_id(record) or default_id
     else:
         problem = problem_of(record, default_id)

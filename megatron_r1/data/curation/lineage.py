@@ -59,17 +59,18 @@ def lineage_of(record: Mapping[str, Any], own_id: str, line: Line) -> Lineage:
     """
     here: dict[str, Any] = {"prompt_id": own_id, "source": str(line.path), "line": line.number}
     if "lineage" in record:
-        return Lineage(**{**here, **_checked(record["lineage"])})
+        return Lineage(**{**here, **checked(record["lineage"])})
     sampled = {
         "prompt_id": record.get("prompt_id"),
         "model_version": record.get("weight_version"),
         "sample": record.get("sample"),
         "verdicts": record.get("parts"),
     }
-    return Lineage(**{**here, **_checked({k: v for k, v in sampled.items() if v is not None})})
+    return Lineage(**{**here, **checked({k: v for k, v in sampled.items() if v is not None})})
 
 
-def _checked(found: Any) -> dict[str, Any]:
+def checked(found: Any) -> dict[str, Any]:
+    """What a file says in ``lineage``; raises ValueError where that is none."""
     if not isinstance(found, dict):
         raise ValueError(f"'lineage' must be an object, got {type(found).__name__}")
     for name, value in found.items():

@@ -53,6 +53,11 @@ def test_a_short_question_matches_as_a_whole(benchmark):
     assert reason(benchmark, "Another question", "What is 2 + 2?") == ""
 
 
+def test_signs_are_words_where_they_are_the_problem(benchmark):
+    assert reason(benchmark, "what is 2 - 2", signs=True) == ""
+    assert reason(benchmark, "What is 2 + 2?", signs=True).endswith(f"{benchmark}:1")
+
+
 def test_words_of_a_template_may_be_let_pass(tmp_path):
     path = tmp_path / "sums.jsonl"
     template = "State the final answer to the following problem in one number: "
