@@ -144,7 +144,7 @@ class SglangConfig(RolloutConfig):
     """Of what weights travel in, otherwise than by files. A rank needs memory for two."""
     publish_timeout_s: float = 1800.0
     """For a server to take new weights, before the publish is begun again."""
-    check_weights_every: int = 1
+    check_weights_every: int = 25
     """Publishes from one comparison of the servers' checksums to the next; 0: never. Weights that
     went by buckets are compared with the files of the same publish, where `start_files_every` has
     written some, after one server has read them: that belongs to the pause."""

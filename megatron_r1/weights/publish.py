@@ -106,7 +106,8 @@ class Publisher:
         config = self._config
         check_labels(self.urls, label, timeout_s=config.health_timeout_s)
         every = config.check_weights_every
-        if every == 0 or self._num_publishes % every:
+        # Servers have read the first ones as files: the first by buckets are the second.
+        if every == 0 or (self._num_publishes - 1) % every:
             return
         by_files = config.weights_by is WeightsBy.directory
         # Servers that are not this job's may share no file system with it.

@@ -142,7 +142,8 @@ def serve(one_rank, tokenizer: Tokenizer, root: Path, family: str, *overrides: s
 
     @contextmanager
     def serving():
-        config = load_family(family, "rollout=sglang", f"run.root={root}", *overrides)
+        settings = ["rollout=sglang", "rollout.check_weights_every=1", f"run.root={root}"]
+        config = load_family(family, *settings, *overrides)
         policy = one_rank.policy(config)
         with rollout_servers(config, one_rank.host) as servers:
             host, job = one_rank.host, Job(one_rank.host)

@@ -32,6 +32,7 @@ class Holder(ThreadingHTTPServer):
     """A server that says which weights it holds, as far as that goes over HTTP."""
 
     label = ""
+    num_compared = 0
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -39,6 +40,7 @@ class Holder(ThreadingHTTPServer):
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
+            self.server.num_compared += self.path == "/weights_checker"
             self._answer({"ranks": [{"checksums": {"w": self.server.label}}]})
 
         def _answer(self, body: dict) -> None:
@@ -125,7 +127,7 @@ def holders() -> Iterator[list[Holder]]:
 def publish(holders, failures, **options) -> tuple[list[tuple], float]:
     servers = ScriptedServers(holders)
     transport = ScriptedTransport(holders, failures, **options)
-    metrics = Publisher(transport, servers, SglangConfig()).publish(4)
+    metrics = Publisher(transport, servers, SglangConfig(check_weights_every=1)).publish(4)
     assert metrics["publish/pause_s"] > 0 and metrics["publish/wire_s"] == 1.0
     assert all(holder.label.startswith("4.") for holder in holders)
     return servers.told, metrics["publish/attempts"]
@@ -167,6 +169,22 @@ def test_a_server_that_holds_something_else_is_found_out(one_rank, holders):
         publisher.publish(4)
     assert "left paused" in str(said.value)
     assert ("resume", 0, 1) not in servers.told
+
+
+def test_weights_are_compared_at_the_second_publish_and_then_now_and_then(one_rank, holders):
+    def publishes_that_compare(every: int) -> list[int]:
+        config = SglangConfig(check_weights_every=every)
+        publisher = Publisher(ScriptedTransport(holders, []), ScriptedServers(holders), config)
+        compared = []
+        for version in range(8):
+            before = holders[1].num_compared
+            publisher.publish(version)
+            compared += [version] * (holders[1].num_compared - before)
+        return compared
+
+    assert publishes_that_compare(3) == [1, 4, 7]
+    assert publishes_that_compare(1) == list(range(8))
+    assert publishes_that_compare(0) == []
 
 
 class Engine:
