@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from pathlib import Path
 
 from megatron_r1.config.curation import CurateStageConfig
@@ -16,12 +17,27 @@ from megatron_r1.config.stage import (
     R1ZeroConfig,
     RmHelpfulConfig,
     RmSafetyConfig,
+    StageConfig,
     TinyBaseConfig,
     TinyR1ZeroConfig,
 )
 from megatron_r1.data.prompts import check_source
 from megatron_r1.errors import ConfigError
 from megatron_r1.rewards.mix import rules_of
+
+_TRAINED_FROM_A_MODEL: dict[type[StageConfig], str] = {
+    R1ZeroConfig: "r1_zero",
+    R1Stage1Config: "r1_stage1",
+    R1Stage2Config: "r1_stage2",
+    R1Stage3Config: "r1_stage3",
+    R1Stage4Config: "r1_stage4",
+    SftConfig: "sft",
+    DpoStageConfig: "dpo",
+    RmHelpfulConfig: "rm_helpful",
+    RmSafetyConfig: "rm_safety",
+    DistillConfig: "distill",
+}
+"""Each is a module of `stages/`, and its `run_<name>` goes on from a model in the run directory."""
 
 
 def check_run(config: RunConfig, world_size: int) -> None:
@@ -77,46 +93,10 @@ def run_stage(config: RunConfig) -> None:
                 from megatron_r1.stages.tiny_base import run_tiny_base
 
                 run_tiny_base(session, stage, run_dir)
-            case R1Stage1Config():
-                from megatron_r1.stages.r1_stage1 import run_r1_stage1
-
-                run_r1_stage1(session, stage, run_dir, source)
-            case R1Stage2Config():
-                from megatron_r1.stages.r1_stage2 import run_r1_stage2
-
-                run_r1_stage2(session, stage, run_dir, source)
-            case R1Stage3Config():
-                from megatron_r1.stages.r1_stage3 import run_r1_stage3
-
-                run_r1_stage3(session, stage, run_dir, source)
-            case R1Stage4Config():
-                from megatron_r1.stages.r1_stage4 import run_r1_stage4
-
-                run_r1_stage4(session, stage, run_dir, source)
-            case R1ZeroConfig():
-                from megatron_r1.stages.r1_zero import run_r1_zero
-
-                run_r1_zero(session, stage, run_dir, source)
-            case SftConfig():
-                from megatron_r1.stages.sft import run_sft
-
-                run_sft(session, stage, run_dir, source)
-            case DpoStageConfig():
-                from megatron_r1.stages.dpo import run_dpo
-
-                run_dpo(session, stage, run_dir, source)
-            case RmHelpfulConfig():
-                from megatron_r1.stages.rm_helpful import run_rm_helpful
-
-                run_rm_helpful(session, stage, run_dir, source)
-            case RmSafetyConfig():
-                from megatron_r1.stages.rm_safety import run_rm_safety
-
-                run_rm_safety(session, stage, run_dir, source)
-            case DistillConfig():
-                from megatron_r1.stages.distill import run_distill
-
-                run_distill(session, stage, run_dir, source)
+            case _:
+                name = _TRAINED_FROM_A_MODEL[type(stage)]
+                module = importlib.import_module(f"megatron_r1.stages.{name}")
+                getattr(module, f"run_{name}")(session, stage, run_dir, source)
 
 
 def _with_model_of(config: RunConfig) -> RunConfig:
