@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 
 from hydra import compose
@@ -25,11 +26,18 @@ def check_names(overrides: Sequence[str], conf_dir: Path) -> None:
     chosen = [override for override in parsed if override.key_or_group in groups]
     for override in chosen:
         _check_choice(override, groups[override.key_or_group])
-    texts = [override.input_line for override in chosen]
-    composed = compose(config_name="config", overrides=texts)
-    for override in parsed:
-        if override not in chosen:
-            _check_setting(override, composed, groups)
+    settings = [override for override in parsed if override not in chosen]
+    if not settings:
+        return
+    composed = _settings_of(conf_dir, tuple(override.input_line for override in chosen))
+    for override in settings:
+        _check_setting(override, composed, groups)
+
+
+@cache
+def _settings_of(conf_dir: Path, chosen: tuple[str, ...]) -> DictConfig:
+    """Of these choices, before anything is set. A process finds `conf_dir` as it was."""
+    return compose(config_name="config", overrides=list(chosen))
 
 
 def choices(conf_dir: Path) -> dict[str, list[str]]:
