@@ -144,8 +144,6 @@ class R1Stage3Config(CollectingConfig):
     reasoning_per_general: float = 3.0
     """Samples of reasoning for each other one: 600k to 200k. What one side has too many is left
     out; 0 keeps all."""
-    repeat_general: bool = False
-    """Where the others are too few for that, they are repeated, and no reasoning is left out."""
     simple_words: int = 3
     """Our choice: a question of at most so many words ("hello") is answered without a thought."""
 

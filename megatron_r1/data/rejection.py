@@ -7,7 +7,6 @@ this is a function of the lines alone, so that a run started again makes the sam
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,15 +89,6 @@ def trim_to_ratio(
     num_general = min(len(general), max(1, round(len(reasoning) / ratio)))
     num_reasoning = min(len(reasoning), max(1, round(num_general * ratio)))
     return _first_by_hash(reasoning, num_reasoning), _first_by_hash(general, num_general)
-
-
-def repeat_to_ratio(
-    general: Sequence[dict[str, Any]], num_reasoning: int, ratio: float
-) -> list[dict[str, Any]]:
-    """All of them, as often as it takes to have enough for so many samples of reasoning."""
-    if ratio == 0 or not general:
-        return list(general)
-    return [*general] * max(1, math.ceil(round(num_reasoning / ratio) / len(general)))
 
 
 def split_heldout(

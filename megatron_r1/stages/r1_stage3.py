@@ -18,7 +18,7 @@ from megatron_r1.config.reward import ReadabilityConfig
 from megatron_r1.config.sft import R1Stage3Config
 from megatron_r1.data.curation.lineage import Lineage, checked
 from megatron_r1.data.records import line_id
-from megatron_r1.data.rejection import repeat_to_ratio, select, trim_to_ratio
+from megatron_r1.data.rejection import select, trim_to_ratio
 from megatron_r1.data.samples import Sample, read_samples
 from megatron_r1.data.templates import END_THINK, THINK
 from megatron_r1.errors import DataError
@@ -67,8 +67,6 @@ def write_sft_set(
     others = general_examples(stage, asked, data, session.config.reward.readability, given_up)
     general = others.examples
     all_found = {"reasoning, all": len(reasoning), "general, all": len(general)}
-    if stage.repeat_general:
-        general = repeat_to_ratio(general, len(reasoning), stage.reasoning_per_general)
     reasoning, general = trim_to_ratio(reasoning, general, stage.reasoning_per_general)
     counts = {**all_found, "reasoning": len(reasoning), "general": len(general)}
     return write_set(

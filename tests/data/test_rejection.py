@@ -9,7 +9,6 @@ import pytest
 from megatron_r1.data.rejection import (
     count_reasons,
     fault_of,
-    repeat_to_ratio,
     select,
     split_heldout,
     trim_to_ratio,
@@ -81,10 +80,6 @@ def test_three_of_reasoning_for_each_other_one():
     assert trim_to_ratio(reasoning, general, 3.0) == trim_to_ratio(reasoning, general, 3.0)
     assert trim_to_ratio(reasoning, general, 0) == (reasoning, general)
     assert trim_to_ratio(reasoning, [], 3.0) == (reasoning, [])
-    again = repeat_to_ratio(general, len(reasoning), 1.0)
-    assert again == general * 2 and repeat_to_ratio(general, 120, 3.0) == general
-    kept, twice = trim_to_ratio(reasoning, again, 1.0)
-    assert (kept, len(twice)) == (reasoning, 60) and len({e["question"] for e in twice}) > 30
 
 
 def test_all_samples_of_a_question_are_on_one_side():

@@ -79,8 +79,7 @@ def test_four_stages_from_a_base_model(tmp_path):
         three = ["stage=r1_stage3", "run.name=three", init, *data, only_reasoning, *teacher, *sft]
         three += [f"stage.collect.source={tmp_path}/two", "stage.collect.samples_per_prompt=8"]
         three += [f"stage.general={others}", "stage.collect.judged_datasets=[essays]"]
-        three += [f"judge.base_url={endpoint.url}", "stage.reasoning_per_general=1"]
-        three += ["stage.repeat_general=true"]
+        three += [f"judge.base_url={endpoint.url}", "stage.reasoning_per_general=0"]
         models = [init, "stage.max_tokens=64", "data.template=plain"]
         helpful = ["stage=rm_helpful", "run.name=helpful", *models]
         helpful += [f"stage.examples={lines(tmp_path / 'pairs.jsonl', pairs)}"]
@@ -120,10 +119,10 @@ def test_four_stages_from_a_base_model(tmp_path):
     assert {"reward/accuracy", "reward/format", "reward/language"} < metrics(tmp_path / "two")[
         0
     ].keys()
-    # Stage 3: one other for each of reasoning, of which none is left out; the long question got a
-    # thought, "hello" none.
+    # Stage 3: all of reasoning and all others; the long question got a thought, "hello" none.
     manifest = json.loads((tmp_path / "three/data/manifest.json").read_text())
-    assert manifest["reasoning"] == manifest["reasoning, all"] == manifest["general"] > 1
+    assert manifest["reasoning"] == manifest["reasoning, all"] > 1
+    assert manifest["general"] == len(other)
     both = (tmp_path / f"three/data/{name}.jsonl" for name in ("train", "heldout"))
     found = {e["question"]: e for path in both for e in read(path)}
     assert found["hello"]["response"] == "<answer>hello</answer>"
