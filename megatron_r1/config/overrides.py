@@ -36,7 +36,8 @@ def check_names(overrides: Sequence[str], conf_dir: Path) -> None:
 
 @cache
 def _settings_of(conf_dir: Path, chosen: tuple[str, ...]) -> DictConfig:
-    """Of these choices, before anything is set. A process finds `conf_dir` as it was."""
+    """The configuration with these choices, before single settings. `conf_dir` does not change
+    while a process runs."""
     return compose(config_name="config", overrides=list(chosen))
 
 

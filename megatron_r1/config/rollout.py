@@ -118,7 +118,8 @@ class SglangConfig(RolloutConfig):
     start_timeout_s: float = 1800.0
     """For a server to load its weights and answer."""
     request_timeout_s: float = 2700.0
-    """For the answer to one request, before it is sent again. 32,768 tokens at 12 a second."""
+    """For the answer to one request, before it is sent again: 32,768 tokens at 12 a second. Those
+    that `longer_factor` makes longer have so many times as long."""
     give_up_s: float = 6600.0
     """How long one response is asked for, again and again, before the run ends. Two attempts that
     hang, a restart between them, and some time left."""

@@ -189,33 +189,45 @@ def _check_collecting(config: RunConfig, stage: CollectingConfig) -> None:
     _check_servers(config)
 
 
+def _check_overlong(config: RunConfig, longest: int) -> None:
+    """The penalty knows one length of a response, the run's last phase has `longest`."""
+    own, sampled = config.reward.overlong.max_response_tokens, config.rollout.max_response_tokens
+    if own != sampled:
+        raise ConfigError(
+            f"reward.overlong.max_response_tokens = {own} differs from rollout.max_response_tokens "
+            f"= {sampled}. Set both to the same"
+        )
+    if longest != sampled:
+        raise ConfigError(
+            "the part overlong of the reward knows one length, and rollout.longer_from_step = "
+            f"{config.rollout.longer_from_step} makes two. Set that to 0, or leave the part out"
+        )
+
+
 def _check_lengths(config: RunConfig) -> None:
     """A prompt with its longest response fits the model and a micro-batch."""
     if isinstance(config.stage, TinyBaseConfig | TinyWorldStageConfig | CurateStageConfig):
         return  # samples nothing
     prompt, response = config.data.max_prompt_tokens, config.rollout.max_response_tokens
-    setting = "max_response_tokens"
+    setting, way_out = "max_response_tokens", "lower one of the two"
     last_phase = config.stage.num_steps - 1 if isinstance(config.stage, R1ZeroConfig) else 0
     if config.rollout.response_tokens_after(last_phase) > response:
         setting += " x rollout.longer_factor"
+        way_out += ", or set rollout.longer_from_step=0"
         response = config.rollout.response_tokens_after(last_phase)
     longest = f"data.max_prompt_tokens + rollout.{setting} = {prompt} + {response}"
     if prompt + response > config.model.max_positions:
         raise ConfigError(
-            f"{longest} exceeds model.max_positions = {config.model.max_positions}. Lower one of "
-            "the two"
+            f"{longest} exceeds model.max_positions = {config.model.max_positions}. "
+            f"{way_out.capitalize()}"
         )
-    if "overlong" in config.reward.parts and config.reward.overlong.max_response_tokens != response:
-        raise ConfigError(
-            f"reward.overlong.max_response_tokens = {config.reward.overlong.max_response_tokens} "
-            f"differs from rollout.{setting} = {response}. Set both to the same"
-        )
+    if "overlong" in config.reward.parts:
+        _check_overlong(config, response)
     if prompt + response > config.parallel.packable_tokens(config.precision):
         multiple = config.parallel.stream_multiple(config.precision)
         needed = -(-(prompt + response) // multiple) * multiple
         raise ConfigError(
-            f"{longest} exceeds {_capacity(config)}. Set that to {needed} or more, or lower one of "
-            "the two"
+            f"{longest} exceeds {_capacity(config)}. Set that to {needed} or more, or {way_out}"
         )
 
 

@@ -6,10 +6,10 @@ mean could move with other problems of the same kind. Of values between 0 and 1 
 of their mean is taken, which is the cluster-robust one of Miller, "Adding error bars to evals"
 (arXiv:2411.00640) section 2.2; it needs no random numbers, where a bootstrap over problems would
 give the same to its own noise. Where every value is 0 or 1 (one sample, a vote, pass@n of n
-samples) it is Wilson's (1927), which does not shrink to nothing when all are right. Nor does the
-other: values that differ less than those of one odd problem among them would, have Wilson's
-half-width for outcomes that all agree, z^2 / 2(n + z^2), and the more alike they are, the more of
-its pull towards 1/2.
+samples) it is Wilson's (1927), which does not shrink to nothing when all are right. The normal
+interval is kept from that in a way of our own: its half-width is at least that of Wilson's for n
+equal outcomes, z^2 / 2(n + z^2), and below that its centre moves towards 1/2, as Wilson's does, the
+more the more alike the values are.
 """
 
 from __future__ import annotations

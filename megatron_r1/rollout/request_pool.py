@@ -50,15 +50,17 @@ class RequestPool:
         make_body: Callable[[ResponseRequest, str], dict[str, Any]],
         read_answer: Callable[[Any, ResponseRequest], Rollout],
         first_server: int = 0,
+        patience: float = 1.0,
     ) -> None:
         """`make_body` takes a request and its id; the servers are taken in turn, from
-        `first_server`."""
+        `first_server`. An answer may take `patience` times `request_timeout_s`."""
         self._requests = requests
         self._urls = urls
         self._config = config
         self._make_body = make_body
         self._read_answer = read_answer
         self._first_server = first_server
+        self._timeout_s = patience * config.request_timeout_s
         self.outcomes: queue.Queue[Outcome] = queue.Queue()
         """One for each request, as they come; an exception is the last."""
         self.counts = PoolCounts()
@@ -122,7 +124,7 @@ class RequestPool:
         while True:
             url = self._urls[attempt % len(self._urls)]
             left_s = asked_s + config.give_up_s - time.monotonic()
-            limit_s = min(config.request_timeout_s, left_s)
+            limit_s = max(min(self._timeout_s, left_s), 0.1)  # to aiohttp 0 is no limit
             try:
                 answer = await self._send(session, url, request, limit_s)
                 rollout = self._read_answer(answer, request)
@@ -172,7 +174,7 @@ class RequestPool:
                 raise UnusableAnswerError(f"{response.status}: {(await response.text())[:1000]}")
             response.raise_for_status()
             try:
-                return await response.json(content_type=None)  # whatever it is called
+                return await response.json(content_type=None)  # whatever Content-Type says
             except ValueError as error:
                 raise UnusableAnswerError(f"no JSON: {error}") from error
 

@@ -66,7 +66,10 @@ def call_long(
     """`call` of what takes a while. A server that listens no longer is not waited for.
 
     Args:
-        silence_s: how long it is not asked whether it listens, and for its answer to that.
+        silence_s: between two questions whether it listens, and the limit for the answer to each.
+    Raises:
+        NoAnswerError: it listens no longer, or takes longer than `timeout_s`.
+        RefusedError: it will not.
     """
     answer: Future[dict[str, Any]] = Future()
 

@@ -64,7 +64,7 @@ def server_environment(config: SglangConfig, *, on_cuda: bool) -> dict[str, str]
     """Variables of a server beside those of this process."""
     # Under torchrun a server would look for its store at the launcher's, and wait for ever.
     own = {"HF_HUB_OFFLINE": "1", "TORCHELASTIC_USE_AGENT_STORE": "False"}
-    # Else a server gives its own question after its health up after 20 s.
+    # SGLang would end a health check after 20 s, before we do.
     own["SGLANG_HEALTH_CHECK_TIMEOUT"] = str(math.ceil(config.health_timeout_s))
     return own if on_cuda else own | sglang_cpu.environment(config.tensor)
 

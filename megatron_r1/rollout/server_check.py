@@ -10,7 +10,7 @@ from megatron_r1.checkpoint.safetensors_dir import read_json
 from megatron_r1.config.model import ModelConfig
 from megatron_r1.config.rollout import SglangConfig
 from megatron_r1.errors import EngineError, UserError
-from megatron_r1.rollout.server_api import NoAnswerError, RefusedError, call
+from megatron_r1.rollout.server_api import ServerError, call
 from megatron_r1.weights.hf_config import hf_config, model_config_from_hf
 
 _ANSWER_S = 30.0
@@ -30,7 +30,7 @@ def check_server(
     try:
         info = call(url, "/model_info", timeout_s=_ANSWER_S)
         settings = call(url, "/server_info", timeout_s=_ANSWER_S)
-    except (NoAnswerError, RefusedError) as error:
+    except ServerError as error:
         raise EngineError(
             f"no SGLang server answers at {url} ({error}). Start it, correct rollout.urls, or "
             "leave them empty and the job starts its own"

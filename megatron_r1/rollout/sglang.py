@@ -200,6 +200,7 @@ class SglangEngine:
                 sampling_masks=masks,
             ),
             first_server=self._layout.dp_cp.rank,
+            patience=max(1.0, params.max_response_tokens / config.max_response_tokens),
         )
 
     def _next(self, outcomes: queue.Queue[Outcome]) -> tuple[ResponseRequest, Rollout]:
@@ -230,11 +231,11 @@ class SglangEngine:
         all_are_here.wait()
 
     def _look_after_servers(self) -> None:
-        self._looked_s = time.monotonic()
         if self._servers is not None:
             self._servers.look_after()
         elif not main_rank_answers():
             raise RuntimeError("the main rank, which looks after the servers, has ended")
+        self._looked_s = time.monotonic()  # looking may take a while, on a shared file system
 
     @property
     def _num_restarts(self) -> int:

@@ -31,6 +31,8 @@ def run_r1_stage1(
     session: Session, stage: R1Stage1Config, run_dir: Path, init_from: Path | None
 ) -> MegatronStep:
     """Collect, then train, or go on with either, in `run_dir`. Returns the model as it ended."""
+    if stage.few_shot is not None:  # what is wrong with it is found before hours of sampling
+        read_samples(str(stage.few_shot))
     return collect_and_tune(session, stage, run_dir, init_from, write_cold_start)
 
 

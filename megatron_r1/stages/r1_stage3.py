@@ -41,6 +41,9 @@ def run_r1_stage3(
     session: Session, stage: R1Stage3Config, run_dir: Path, init_from: Path | None
 ) -> MegatronStep:
     """Sample, then train, or go on with either, in `run_dir`. Returns the model as it ended."""
+    if stage.general is not None:  # what is wrong with it is found before hours of sampling
+        for sample in read_examples(session, read_samples, stage.general):
+            general_example(stage, sample, None)
     return collect_and_tune(session, stage, run_dir, init_from, write_sft_set)
 
 

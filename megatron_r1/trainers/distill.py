@@ -52,7 +52,11 @@ def train_distilled(
     measured = measuring_nll(parts, heldout, config.stage, config.stage.num_steps(len(samples)))
     learn = partial(
         train_on_examples,
-        *(parts, config.stage, config.optimizer, samples, state),
+        parts,
+        config.stage,
+        config.optimizer,
+        samples,
+        state,
         measured_after=measured,
     )
     if teacher is None:

@@ -23,7 +23,7 @@ from torch.distributed import distributed_c10d
 from megatron_r1.models.policy import Policy
 from megatron_r1.parallel.exchange import all_gather_objects, broadcast_object
 from megatron_r1.parallel.layout import Axis
-from megatron_r1.rollout.server_api import NoAnswerError, RefusedError, call
+from megatron_r1.rollout.server_api import RefusedError, ServerError, call
 from megatron_r1.rollout.servers import Weights
 from megatron_r1.weights.bucket_stream import BucketStream, RankTimes, senders_of
 from megatron_r1.weights.buckets import plain_buffer
@@ -199,7 +199,7 @@ class BucketTransport:
         def act(engine: Engine) -> None:
             try:
                 action(engine.url, self._silence_s)
-            except (NoAnswerError, RefusedError) as error:
+            except ServerError as error:
                 raise SendError(str(error), [engine.url]) from error
 
         with ThreadPoolExecutor(len(self._engines)) as pool:

@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_r1.rollout.server_api import NoAnswerError, RefusedError, call
+from megatron_r1.rollout.server_api import NoAnswerError, RefusedError, ServerError, call
 from megatron_r1.weights.transport import SendError
 
 
@@ -34,7 +34,7 @@ def find_engine(url: str, *, timeout_s: float) -> Engine:
     try:
         info = call(url, "/server_info", timeout_s=timeout_s)
         num_ranks = int(info["tp_size"])
-    except (NoAnswerError, RefusedError) as error:
+    except ServerError as error:
         raise SendError(str(error), [url]) from error
     except (KeyError, TypeError, ValueError) as error:
         raise SendError(f"{url}/server_info names no tp_size: {str(info)[:300]}", [url]) from error

@@ -36,6 +36,8 @@ class Publisher:
         self._servers = servers
         self._config = config
         self._num_publishes = 0
+        # The first publish is what servers were started from, as files; the second goes by buckets.
+        self._next_check = min(1, config.check_weights_every - 1)
         self._times_s: dict[str, float] = {}
         self.owner: str = on_main_rank(lambda: uuid.uuid4().hex[:8])
         """Tells this policy's weights from those of any other, of whatever run."""
@@ -106,12 +108,13 @@ class Publisher:
         config = self._config
         check_labels(self.urls, label, timeout_s=config.health_timeout_s)
         every = config.check_weights_every
-        # Servers have read the first ones as files: the first by buckets are the second.
-        if every == 0 or (self._num_publishes - 1) % every:
+        if every == 0 or self._num_publishes < self._next_check:
             return
         by_files = config.weights_by is WeightsBy.directory
         # Servers that are not this job's may share no file system with it.
         files = weights if weights.label == label and not config.urls else None
+        if files is None and config.start_files_every and not config.urls:
+            return  # the next files are compared with
         check_weights(
             self.urls,
             by_buckets=[] if by_files else due,
@@ -120,6 +123,7 @@ class Publisher:
             timeout_s=config.publish_timeout_s,
             silence_s=config.health_timeout_s,
         )
+        self._next_check = self._num_publishes + every
 
     def _on_servers(self, action):
         """Run on the main rank; what servers fail to do is a `SendError` on every rank."""

@@ -63,17 +63,18 @@ def check_weights(
     if len(urls) == 1 and not reads:
         return
     held = dict(zip(ordered, side_by_side(ordered, held_by), strict=True))
-    models: dict[frozenset[str], tuple[str, dict[str, str]]] = {}
+    expected_of: dict[frozenset[str], tuple[str, dict[str, str]]] = {}
     if reads:
+        assert not may_be_unlike, "one server reads files for all"
         reader = ordered[0]
         load_files(reader, files.directory, files.label, **limits())
-        models[frozenset()] = str(files.directory), held_by(reader)
+        expected_of[frozenset()] = str(files.directory), held_by(reader)
     for url, found in held.items():
-        tensors = frozenset(found) if may_be_unlike else frozenset()
-        model, expected = models.setdefault(tensors, (url, found))
+        kind = frozenset(found) if may_be_unlike else frozenset()
+        source, expected = expected_of.setdefault(kind, (url, found))
         if found != expected:
             name = min(found.items() ^ expected.items())[0]
             raise SendError(
-                f"{url} and {model} hold different weights, in {name} at least",
-                [url] if model not in urls else [url, model],
+                f"{url} and {source} hold different weights, in {name} at least",
+                [url] if source not in urls else [url, source],
             )

@@ -217,7 +217,8 @@ def test_what_a_cluster_does_to_a_job_does_not_show(slurm, base, untouched, one_
     again.rank(1).kill()
     again.starts(1)
     assert "srun: error: n1: task 1: Killed" in (base / f"r1_zero-{again.id}.out").read_text()
-    assert "Connection closed by peer" in again.log(0)  # rank 0 ends by itself, with its stack
+    # Rank 0 ends by itself, with its stack: gloo finds the connection closed, or reset.
+    assert re.search("Connection (closed|reset) by peer", again.log(0))
 
     assert slurm.wait(again.id, timeout_s=300)["JobState"] == "COMPLETED", last_words(base)
     assert_same_run(untouched, again.run)

@@ -17,14 +17,12 @@ from megatron_r1.stages.steps import plan_steps
 pytestmark = pytest.mark.megatron
 
 
-def test_what_rl_and_sft_read_of_the_tiny_world(tmp_path):
+def test_what_rl_reads_of_the_tiny_world(tmp_path):
     config = load_config(["experiment=r1_pipeline_tiny", f"run.root={tmp_path}", "run.name=p"])
     steps = {step.name: step for step in plan_steps(config, world_size=1)}
     assert [*steps][:2] == ["world", "curate"]
     for name, step in steps.items():
-        for setting in ("data.path", "stage.general"):
-            source = step.inputs.get(setting, "curate:")
-            assert source.startswith("curate:"), (name, setting)
+        assert step.inputs.get("data.path", "curate:").startswith("curate:"), name
     world, curate = tmp_path / "p/world", tmp_path / "p/curate"
     write_world(world, steps["world"].config.stage.world)
     before = [json.loads(line) for line in (world / "reasoning.jsonl").open(encoding="utf-8")]
@@ -52,15 +50,11 @@ def test_what_rl_and_sft_read_of_the_tiny_world(tmp_path):
     assert found == {
         "reasoning": ([0, 1, 1, 0], 1024),
         "scenarios": ([0, 0, 0, 0], 800),
-        "general_sft": ([0, 0, 577, 36], 587),
     }
     with (curate / "reasoning.dropped.jsonl").open(encoding="utf-8") as file:
         dropped = [(row["line"], row["step"]) for row in map(json.loads, file)]
     assert dropped == [(1025, "contaminated"), (1026, "exact duplicate")]
     assert (curate / "curation.txt").read_text(encoding="utf-8") == table + "\n"
-    with (curate / "general_sft.jsonl").open(encoding="utf-8") as file:
-        texts = {(row["prompt"], row["response"]) for row in map(json.loads, file)}
-    assert len(texts) == 587
 
 
 def test_a_stage_without_sets_is_told(tmp_path):

@@ -187,6 +187,24 @@ def test_weights_are_compared_at_the_second_publish_and_then_now_and_then(one_ra
     assert publishes_that_compare(0) == []
 
 
+def test_weights_are_compared_when_there_are_files_of_them(one_rank, holders):
+    """Files are written at publishes 0, 3 and 6, and comparing is due at 1 and 4."""
+
+    class Rarely(ScriptedTransport):
+        def prepare(self, label: str) -> Weights:
+            version = int(label.partition(".")[0])
+            return Weights(Path("/nowhere"), label if version % 3 == 0 else "0.older")
+
+    config = SglangConfig(check_weights_every=3, start_files_every=3)
+    publisher = Publisher(Rarely(holders, []), ScriptedServers(holders), config)
+    compared = []
+    for version in range(8):
+        before = holders[1].num_compared
+        publisher.publish(version)
+        compared += [version] * (holders[1].num_compared - before)
+    assert compared == [3, 6]
+
+
 class Engine:
     """One that gets weights in buckets, as far as that goes over HTTP; and reads files."""
 
