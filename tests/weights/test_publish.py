@@ -171,20 +171,22 @@ def test_a_server_that_holds_something_else_is_found_out(one_rank, holders):
     assert ("resume", 0, 1) not in servers.told
 
 
-def test_weights_are_compared_at_the_second_publish_and_then_now_and_then(one_rank, holders):
-    def publishes_that_compare(every: int) -> list[int]:
-        config = SglangConfig(check_weights_every=every)
-        publisher = Publisher(ScriptedTransport(holders, []), ScriptedServers(holders), config)
-        compared = []
-        for version in range(8):
-            before = holders[1].num_compared
-            publisher.publish(version)
-            compared += [version] * (holders[1].num_compared - before)
-        return compared
+def versions_compared(holders, config: SglangConfig, transport: ScriptedTransport) -> list[int]:
+    publisher = Publisher(transport, ScriptedServers(holders), config)
+    compared = []
+    for version in range(8):
+        before = holders[1].num_compared
+        publisher.publish(version)
+        compared += [version] * (holders[1].num_compared - before)
+    return compared
 
-    assert publishes_that_compare(3) == [1, 4, 7]
-    assert publishes_that_compare(1) == list(range(8))
-    assert publishes_that_compare(0) == []
+
+@pytest.mark.parametrize(("every", "expected"), [(3, [1, 4, 7]), (1, [*range(8)]), (0, [])])
+def test_weights_are_compared_at_the_second_publish_and_then_now_and_then(
+    one_rank, holders, every, expected
+):
+    config = SglangConfig(check_weights_every=every)
+    assert versions_compared(holders, config, ScriptedTransport(holders, [])) == expected
 
 
 def test_weights_are_compared_when_there_are_files_of_them(one_rank, holders):
@@ -196,13 +198,7 @@ def test_weights_are_compared_when_there_are_files_of_them(one_rank, holders):
             return Weights(Path("/nowhere"), label if version % 3 == 0 else "0.older")
 
     config = SglangConfig(check_weights_every=3, start_files_every=3)
-    publisher = Publisher(Rarely(holders, []), ScriptedServers(holders), config)
-    compared = []
-    for version in range(8):
-        before = holders[1].num_compared
-        publisher.publish(version)
-        compared += [version] * (holders[1].num_compared - before)
-    assert compared == [3, 6]
+    assert versions_compared(holders, config, Rarely(holders, [])) == [3, 6]
 
 
 class Engine:
