@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import sys
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from megatron_r1.data.jsonl import read_jsonl
 from megatron_r1.data.preferences import read_preferences
@@ -67,8 +70,6 @@ def test_files_that_are_no_data_files(tmp_path):
 
 
 def test_parquet_rows_without_their_nulls(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "a.parquet"
     rows = [{"q": "1", "options": ["x", "y"]}, {"q": "2", "options": None}]
     parquet.write_table(pyarrow.Table.from_pylist(rows), path)
@@ -81,19 +82,13 @@ def test_parquet_rows_without_their_nulls(tmp_path):
         list(read_lines(path))
 
 
-def test_without_pyarrow_the_message_names_it(tmp_path):
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError:
-        with pytest.raises(DataError, match="pip install pyarrow"):
-            list(read_lines(tmp_path / "a.parquet"))
-    else:
-        pytest.skip("pyarrow is installed")
+def test_without_pyarrow_the_message_names_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
+    with pytest.raises(DataError, match="pip install pyarrow"):
+        list(read_lines(tmp_path / "a.parquet"))
 
 
 def test_training_reads_parquet_and_sets_bad_rows_aside(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "a.v2.parquet"
     rows = [
         {"question": "1 + 1 =", "answer": "2", "response": "two", "chosen": "2", "rejected": "3"},
