@@ -10,6 +10,7 @@ import base64
 import io
 from collections.abc import Sequence
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.multiprocessing.reductions import rebuild_storage_filename, rebuild_t
 
 from megatron_r1.weights.buckets import Message
 from megatron_r1.weights.engine_requests import Engine, EngineRequests, collect
+from megatron_r1.weights.transport import SendError
 
 
 def shared_buffer(num_bytes: int, device: torch.device) -> Tensor:
@@ -59,7 +61,11 @@ class EngineMemory:
             for engine in self._engines
         }
         answers = self._requests.ask("/update_weights_from_tensor", bodies, deadline_s)
-        collect(answers, what, deadline_s)
+        try:
+            collect(answers, what, deadline_s)
+        except SendError:
+            _unlink(flat)
+            raise
 
     def leave(self, *, broken: bool = False) -> None:
         """Nothing is left in the engines."""
@@ -84,6 +90,14 @@ def _pickled(message: Message, flat: Tensor) -> bytes:
     file = io.BytesIO()
     ForkingPickler(file).dump({"flattened_tensor": shown, "metadata": entries})
     return file.getvalue()
+
+
+def _unlink(flat: Tensor) -> None:
+    """Take away the memory's name, which torch keeps for engines that were shown it: one that died
+    before it mapped the memory never lets go, and a bucket would stay until this process ends."""
+    if flat.device.type == "cpu":
+        _, name, _ = flat.untyped_storage()._share_filename_cpu_()
+        Path("/dev/shm", name.decode().lstrip("/")).unlink(missing_ok=True)
 
 
 class _Shown:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -12,11 +14,14 @@ import torch
 from megatron_r1.config.load import load_config
 from megatron_r1.config.parallel import ParallelConfig
 from megatron_r1.weights.boxes import shape_of
-from megatron_r1.weights.buckets import OpenBucket, give, messages
+from megatron_r1.weights.buckets import Entry, Message, OpenBucket, give, messages
 from megatron_r1.weights.engine_layout import EngineLayout
+from megatron_r1.weights.engine_memory import EngineMemory, shared_buffer
+from megatron_r1.weights.engine_requests import Engine
 from megatron_r1.weights.names import Form, name_table
 from megatron_r1.weights.plan import Quantizer, plan_weights
 from megatron_r1.weights.trainer_layout import TrainerLayout
+from megatron_r1.weights.transport import SendError
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +100,17 @@ def test_messages_hold_each_byte_of_a_bucket_once():
         ends = [0, *(entry.stop for entry in message.entries)]
         assert [entry.start for entry in message.entries] == ends[:-1]
     assert len(name_table(config)) < sum(len(bucket.transfers) for bucket in plan.buckets)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs POSIX shared memory")
+def test_no_memory_is_left_for_an_engine_that_is_gone():
+    gone = Engine("http://127.0.0.1:9", num_ranks=2, start="")  # nobody listens on "discard"
+    memory = EngineMemory("weights", [gone])
+    flat = shared_buffer(64, torch.device("cpu"))
+    message = Message(None, (Entry("bias", torch.float32, ((0, 16),), 0),))
+    with pytest.raises(SendError, match="bucket 1"):
+        memory.send("bucket 1", message, flat, label="1", deadline_s=time.monotonic() + 5)
+    memory.leave()
+    flat.fill_(1)  # still this process's own
+    del flat
+    assert not list(Path("/dev/shm").glob(f"torch_{os.getpid()}_*"))

@@ -91,6 +91,7 @@ def check(results: list[dict[str, Any]]) -> None:
     for result in results:
         assert result["gap"] < MAX_GAP, result
         assert result["same_checksums"], result
+        assert result["left_in_memory"] == 0, result
         assert result["metrics"]["publish/attempts"] == 1 + (result["strike"] is not None), result
     for result in results:
         if result["way"] == "directory":
@@ -105,7 +106,7 @@ def test_what_two_ranks_publish_is_what_the_engine_holds(tokenizer, tmp_path):
     rounds: list[Round] = [
         ("collective", {"tensor": 2}, None),
         ("collective", {"expert": 2}, None),
-        ("shared_memory", {"pipeline": 2}, None),
+        ("shared_memory", {"pipeline": 2}, "SIGKILL"),
         ("collective", {"pipeline": 2}, "SIGKILL"),
         ("collective", {"pipeline": 2}, "SIGSTOP"),
     ]

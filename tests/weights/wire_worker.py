@@ -104,6 +104,7 @@ def publishes(
     return {
         "held": held,
         "gap": max(gaps),
+        "left_in_memory": most(len(list(Path("/dev/shm").glob(f"torch_{os.getpid()}_*")))),
         "peak_bytes": most(measured.peak_bytes),
         "peak_bound": 0 if way == "directory" else peak_bound(transport.plan),
         "metrics": metrics[-1],
