@@ -180,6 +180,7 @@ class Servers:
         self._keeper.shutdown()
 
     def _bring_up(self, weights: Weights, at_fault: Sequence[str]) -> list[str]:
+        self._look = None  # what it could not mend is mended here, or cannot be here either
         self._weights = weights
         if not self._are_paused:  # else it is one more attempt at the same publish
             for server in self._locals:
@@ -191,9 +192,10 @@ class Servers:
     def _restart_lost(self) -> None:
         if self._are_paused:
             return  # it would say nothing; whoever paused it finds out what becomes of it
-        lost = [server for server in self._locals if server.process.exit_code is not None]
+        started = [server for server in self._locals if server.process is not None]
+        lost = [server for server in started if server.process.exit_code is not None]
         if not lost and time.monotonic() - self._asked_s > self._config.health_every_s:
-            lost = [server for server in self._locals if not self._answers(server)]
+            lost = [server for server in started if not self._answers(server)]
             self._asked_s = time.monotonic()
         self._start(lost)
 

@@ -1,0 +1,57 @@
+"""Takes SGLang's place as the process that a job starts: there in a moment, and ill where asked.
+
+`--illness-of-first N` with a file in `--starts` has the first N processes answer requests for
+responses with a web page, though they are healthy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+parser = argparse.ArgumentParser(allow_abbrev=False)
+parser.add_argument("--host")
+parser.add_argument("--port", type=int)
+parser.add_argument("--weight-version")
+parser.add_argument("--architecture")
+parser.add_argument("--starts", type=Path)
+parser.add_argument("--illness-of-first", type=int, default=0)
+args, _ = parser.parse_known_args()
+
+with args.starts.open("a+") as starts:
+    starts.write("started\n")
+    starts.seek(0)
+    is_ill = len(starts.readlines()) <= args.illness_of_first
+
+RESPONSE = {
+    "output_ids": [8],
+    "meta_info": {
+        "finish_reason": {"type": "stop", "matched": 8},
+        "output_token_logprobs": [[-1.5, 8, None]],
+        "weight_versions": [{"version": args.weight_version, "start": 0, "end": 1}],
+    },
+}
+INFO = {"architectures": [args.architecture], "weight_version": args.weight_version}
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self._reply(json.dumps(INFO).encode())
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._reply(b"<html>hello</html>" if is_ill else json.dumps(RESPONSE).encode())
+
+    def _reply(self, data: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+ThreadingHTTPServer((args.host, args.port), Handler).serve_forever()
