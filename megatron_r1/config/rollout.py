@@ -122,7 +122,8 @@ class SglangConfig(RolloutConfig):
     that `longer_factor` makes longer have so many times as long."""
     give_up_s: float = 6600.0
     """How long one response is asked for, again and again, before the run ends. Two attempts that
-    hang, a restart between them, and some time left."""
+    hang, a restart between them, and some time left. Those that `longer_factor` makes longer are
+    asked for so many times as long."""
     health_every_s: float = 10.0
     """Between two looks at the servers while they decode."""
     health_timeout_s: float = 60.0

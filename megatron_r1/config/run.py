@@ -204,17 +204,21 @@ def _check_overlong(config: RunConfig, longest: int) -> None:
         )
 
 
+def _longest_response_tokens(config: RunConfig) -> int:
+    """Of the run's last phase."""
+    last_phase = config.stage.num_steps - 1 if isinstance(config.stage, R1ZeroConfig) else 0
+    return config.rollout.response_tokens_after(last_phase)
+
+
 def _check_lengths(config: RunConfig) -> None:
     """A prompt with its longest response fits the model and a micro-batch."""
     if isinstance(config.stage, TinyBaseConfig | TinyWorldStageConfig | CurateStageConfig):
         return  # samples nothing
-    prompt, response = config.data.max_prompt_tokens, config.rollout.max_response_tokens
+    prompt, response = config.data.max_prompt_tokens, _longest_response_tokens(config)
     setting, way_out = "max_response_tokens", "lower one of the two"
-    last_phase = config.stage.num_steps - 1 if isinstance(config.stage, R1ZeroConfig) else 0
-    if config.rollout.response_tokens_after(last_phase) > response:
+    if response > config.rollout.max_response_tokens:
         setting += " x rollout.longer_factor"
         way_out += ", or set rollout.longer_from_step=0"
-        response = config.rollout.response_tokens_after(last_phase)
     longest = f"data.max_prompt_tokens + rollout.{setting} = {prompt} + {response}"
     if prompt + response > config.model.max_positions:
         raise ConfigError(
@@ -403,11 +407,14 @@ def _check_waiting(config: RunConfig, world_size: int) -> None:
     rollout, waiting_s = config.rollout, 60 * config.cluster.timeout_minutes
     if not isinstance(rollout, SglangConfig) or world_size == 1:
         return
+    patience = _longest_response_tokens(config) / rollout.max_response_tokens
     for name in ("start_timeout_s", "publish_timeout_s", "give_up_s"):
-        limit_s = getattr(rollout, name)
+        limit_s, setting = getattr(rollout, name), f"rollout.{name}"
+        if name == "give_up_s" and patience > 1:
+            limit_s, setting = patience * limit_s, f"{setting} x rollout.longer_factor"
         if limit_s >= waiting_s:
             raise ConfigError(
-                f"rollout.{name} = {limit_s} is no less than cluster.timeout_minutes = "
+                f"{setting} = {limit_s} is no less than cluster.timeout_minutes = "
                 f"{config.cluster.timeout_minutes} ({waiting_s:.0f} s): ranks that wait meanwhile "
                 "would end the job before a server is given up. Lower the one or raise the other"
             )

@@ -53,7 +53,8 @@ class RequestPool:
         patience: float = 1.0,
     ) -> None:
         """`make_body` takes a request and its id; the servers are taken in turn, from
-        `first_server`. An answer may take `patience` times `request_timeout_s`."""
+        `first_server`. An answer may take `patience` times `request_timeout_s`, and a response
+        is given up after as many times `give_up_s`."""
         self._requests = requests
         self._urls = urls
         self._config = config
@@ -61,6 +62,8 @@ class RequestPool:
         self._read_answer = read_answer
         self._first_server = first_server
         self._timeout_s = patience * config.request_timeout_s
+        self._give_up_s = patience * config.give_up_s
+        self._scale = f", for longer responses x {patience:g}" if patience != 1 else ""
         self.outcomes: queue.Queue[Outcome] = queue.Queue()
         """One for each request, as they come; an exception is the last."""
         self.counts = PoolCounts()
@@ -123,7 +126,7 @@ class RequestPool:
         attempt = self._first_server + index
         while True:
             url = self._urls[attempt % len(self._urls)]
-            left_s = asked_s + config.give_up_s - time.monotonic()
+            left_s = asked_s + self._give_up_s - time.monotonic()
             limit_s = max(min(self._timeout_s, left_s), 0.1)  # to aiohttp 0 is no limit
             try:
                 answer = await self._send(session, url, request, limit_s)
@@ -132,7 +135,7 @@ class RequestPool:
                 counts.timeouts += 1
                 reason = (
                     f"no answer within {limit_s:.0f} s (rollout.request_timeout_s = "
-                    f"{config.request_timeout_s})"
+                    f"{config.request_timeout_s}{self._scale})"
                 )
             except (aiohttp.ClientError, OSError) as error:
                 counts.lost_connections += 1
@@ -150,12 +153,13 @@ class RequestPool:
             else:
                 self.outcomes.put((request, rollout))
                 return
-            is_late = time.monotonic() + pause_s > asked_s + config.give_up_s
+            is_late = time.monotonic() + pause_s > asked_s + self._give_up_s
             if unusable == _MAX_UNUSABLE or is_late:
                 raise EngineError(
                     f"no usable response to prompt {request.prompt.id} in "
-                    f"{time.monotonic() - asked_s:.0f} s (rollout.give_up_s = {config.give_up_s}) "
-                    f"and {unusable} of {_MAX_UNUSABLE} answers; the last, from {url}: {reason}"
+                    f"{time.monotonic() - asked_s:.0f} s (rollout.give_up_s = {config.give_up_s}"
+                    f"{self._scale}) and {unusable} of {_MAX_UNUSABLE} answers; the last, from "
+                    f"{url}: {reason}"
                 )
             attempt += 1
             await asyncio.sleep(pause_s)

@@ -268,6 +268,7 @@ def test_ways_of_sampling_that_cannot_be_are_refused(overrides, said):
 
 def test_ranks_wait_longer_than_servers_are_waited_for():
     common = ["model=tiny_v3", "rollout.max_response_tokens=64", "rollout=sglang"]
+    common += ["cluster.timeout_minutes=120", "rollout.longer_from_step=0"]
     load_config(common).validate(2)
     for name in ("start_timeout_s", "publish_timeout_s", "give_up_s"):
         config = load_config([*common, f"rollout.{name}=7200"])
@@ -275,3 +276,17 @@ def test_ranks_wait_longer_than_servers_are_waited_for():
         said = f"rollout.{name} = 7200.0 is no less than cluster.timeout_minutes = 120.0"
         with pytest.raises(ConfigError, match=said):
             config.validate(2)
+
+
+def test_ranks_wait_as_long_for_longer_responses():
+    """2 x 6,600 s are 220 minutes, which R1-Zero's own limit allows."""
+    run = ["stage=r1_zero", "model=qwen2.5_7b", "data=jsonl", "data.path=x", "rollout=sglang"]
+    run += ["parallel.max_tokens_per_microbatch=66560"]
+    load_config(run).validate(2)
+    short = [*run, "cluster.timeout_minutes=120"]
+    load_config([*short, "stage.num_steps=8200"]).validate(2)
+    said = (
+        r"rollout.give_up_s x rollout.longer_factor = 13200.0 is no less than .* = 120.0 \(7200 s"
+    )
+    with pytest.raises(ConfigError, match=said):
+        load_config(short).validate(2)

@@ -43,7 +43,7 @@ def good(route: str, body: object) -> dict:
     }
 
 
-def ask(*answers: Answer, **settings: float) -> RequestPool:
+def ask(*answers: Answer, patience: float = 1.0, **settings: float) -> RequestPool:
     """Ask servers that answer so for one response to each prompt."""
     config = SglangConfig(**settings)
     with ExitStack() as stack:
@@ -55,6 +55,7 @@ def ask(*answers: Answer, **settings: float) -> RequestPool:
             config,
             make_body=lambda request, request_id: {"rid": request_id},
             read_answer=lambda answer, request: answer,
+            patience=patience,
         )
         with pool.running() as outcomes:
             for _ in requests:
@@ -72,6 +73,16 @@ def test_what_a_silent_server_is_asked_another_answers():
 def test_a_response_is_given_up_when_that_was_said():
     with pytest.raises(EngineError, match=r"rollout.give_up_s = 2.0.*no answer within 1 s"):
         ask(silent, request_timeout_s=1.2, give_up_s=2.0)
+
+
+def test_longer_responses_are_given_up_so_much_later():
+    def slow(route: str, body: object) -> dict:
+        time.sleep(1.0)
+        return good(route, body)
+
+    ask(slow, patience=4.0, request_timeout_s=0.5, give_up_s=0.8)
+    with pytest.raises(EngineError, match=r"rollout.give_up_s = 0.8, for longer responses x 2"):
+        ask(silent, patience=2.0, request_timeout_s=0.5, give_up_s=0.8)
 
 
 def test_a_web_page_is_no_answer_and_not_asked_for_until_the_end():
