@@ -74,7 +74,7 @@ class RequestPool:
         self._loop = asyncio.new_event_loop()
         self._task = self._loop.create_task(self._run())
         self._thread = threading.Thread(
-            target=_run_to_end, args=(self._loop, self._task), name="rollout-requests"
+            target=self._run_to_end, args=(self._loop, self._task), name="rollout-requests"
         )
         self._thread.start()
 
@@ -102,20 +102,31 @@ class RequestPool:
         finally:
             self.stop()
 
+    def _run_to_end(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task) -> None:
+        """Nothing that fails is lost with the thread: others wait for outcomes."""
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_until_complete(task)
+        except asyncio.CancelledError:
+            pass
+        except BaseExceptionGroup as group:
+            self.outcomes.put(group.exceptions[0])
+        except BaseException as error:
+            self.outcomes.put(error)
+
     async def _run(self) -> None:
         import aiohttp
 
         room = asyncio.Semaphore(self._config.max_batch)
         connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(connector=connector) as session:
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    for index, request in enumerate(self._requests):
-                        await room.acquire()
-                        task = tasks.create_task(self._ask(session, index, request))
-                        task.add_done_callback(lambda _: room.release())
-            except BaseExceptionGroup as group:
-                self.outcomes.put(group.exceptions[0])
+        async with (
+            aiohttp.ClientSession(connector=connector) as session,
+            asyncio.TaskGroup() as tasks,
+        ):
+            for index, request in enumerate(self._requests):
+                await room.acquire()
+                task = tasks.create_task(self._ask(session, index, request))
+                task.add_done_callback(lambda _: room.release())
 
     async def _ask(self, session: Any, index: int, request: ResponseRequest) -> None:
         """Ask for one response until there is one."""
@@ -181,11 +192,3 @@ class RequestPool:
                 return await response.json(content_type=None)  # whatever Content-Type says
             except ValueError as error:
                 raise UnusableAnswerError(f"no JSON: {error}") from error
-
-
-def _run_to_end(loop: asyncio.AbstractEventLoop, task: asyncio.Task) -> None:
-    asyncio.set_event_loop(loop)
-    try:
-        loop.run_until_complete(task)
-    except asyncio.CancelledError:
-        pass

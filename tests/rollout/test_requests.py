@@ -90,6 +90,12 @@ def test_a_web_page_is_no_answer_and_not_asked_for_until_the_end():
         ask(lambda route, body: b"<html>hello</html>", give_up_s=9000)
 
 
+def test_what_fails_before_the_first_request_is_raised_too(monkeypatch):
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    with pytest.raises(ModuleNotFoundError, match="aiohttp"):
+        ask(good)
+
+
 class Watched:
     """Servers that count the looks at them."""
 
