@@ -60,8 +60,8 @@ class SglangEngine:
         """Responses that are being sampled ahead are interrupted, or waited for."""
         if self._config.at_publish is AtPublish.wait and self._layout.is_leader:
             while self._ahead is not None and self._ahead[-1].is_working():
+                self._look_when_due()
                 time.sleep(_POLL_S)
-                self._look_after_servers()
             self._wait_for_other_leaders()
         return self._publisher.publish(version)
 
@@ -207,12 +207,8 @@ class SglangEngine:
         """The next response; the main rank looks after the servers now and then, however many
         responses others give meanwhile."""
         while True:
-            left_s = self._looked_s + _LOOK_S - time.monotonic()
-            if left_s <= 0:
-                self._look_after_servers()
-                continue
             try:
-                outcome = outcomes.get(timeout=left_s)
+                outcome = outcomes.get(timeout=self._look_when_due())
             except queue.Empty:
                 continue
             if isinstance(outcome, BaseException):
@@ -226,16 +222,21 @@ class SglangEngine:
             return
         all_are_here = dist.barrier(group=leaders.group, async_op=True)
         while not all_are_here.is_completed():
+            self._look_when_due()
             time.sleep(_POLL_S)
-            self._look_after_servers()
         all_are_here.wait()
 
-    def _look_after_servers(self) -> None:
+    def _look_when_due(self) -> float:
+        """Called while this leader waits. Returns: seconds until the next look is due."""
+        left_s = self._looked_s + _LOOK_S - time.monotonic()
+        if left_s > 0:
+            return left_s
         if self._servers is not None:
             self._servers.look_after()
         elif not main_rank_answers():
             raise RuntimeError("the main rank, which looks after the servers, has ended")
         self._looked_s = time.monotonic()  # looking may take a while, on a shared file system
+        return _LOOK_S
 
     @property
     def _num_restarts(self) -> int:
