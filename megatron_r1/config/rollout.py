@@ -141,7 +141,8 @@ class SglangConfig(RolloutConfig):
     """Publishes from one writing of the files that servers are started from to the next; 0: only
     the first writes some. Weights that go by files have theirs every time. With another number
     than 1 a server that has to be started again while others sample has weights so much older:
-    its responses say so, and the next publish mends it."""
+    its responses say so, and the next publish mends it. Without effect where weights go by buckets
+    to servers of `urls`: this run starts none, and writes no files at all."""
     bucket_bytes: int = 512 * 2**20
     """Of what weights travel in, otherwise than by files. A rank needs memory for two."""
     publish_timeout_s: float = 1800.0

@@ -46,7 +46,8 @@ _RESUME_TRIES, _RESUME_PAUSE_S = 3, 1.0
 class Weights:
     """A Hugging Face directory, and what its weights are called."""
 
-    directory: Path
+    directory: Path | None
+    """None: nothing was written, since no server of this run is started from it."""
     label: str
 
 
@@ -243,6 +244,7 @@ class Servers:
             )
 
     def _launch(self, server: _Local) -> None:
+        assert self._weights.directory is not None, "servers are started from files"
         command = server_command(
             self._config,
             port=server.port,

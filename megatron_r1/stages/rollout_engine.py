@@ -52,7 +52,7 @@ def weight_transport(
         check_one_machine(all_gather_objects(host_name(), world), config)
     return BucketTransport(
         policy,
-        files,
+        None if config.urls else files,
         world=world,
         through_memory=through_memory,
         timeout_s=config.publish_timeout_s,

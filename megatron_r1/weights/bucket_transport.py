@@ -48,7 +48,7 @@ class BucketTransport:
     def __init__(
         self,
         policy: Policy,
-        files: WeightTransport,
+        files: WeightTransport | None,
         *,
         world: Axis,
         timeout_s: float,
@@ -61,7 +61,7 @@ class BucketTransport:
         """Plan. Every rank comes to the same by itself.
 
         Args:
-            files: makes what servers are started from.
+            files: makes what servers are started from; None: this run starts none.
             world: all ranks of the trainer.
             timeout_s: for one `send`.
             silence_s: for an engine to take one bucket.
@@ -95,6 +95,8 @@ class BucketTransport:
 
     def prepare(self, label: str) -> Weights:
         """Files to start servers from, where it is their turn."""
+        if self._files is None:
+            return Weights(None, label)
         every, number = self._start_files_every, self._num_prepared
         self._num_prepared += 1
         if self._start_from is None or (every and number % every == 0):

@@ -18,11 +18,13 @@ from megatron_r1.config.rollout import SglangConfig
 from megatron_r1.errors import EngineError
 from megatron_r1.rollout.server_api import NoAnswerError, RefusedError, checksums, load_files
 from megatron_r1.rollout.servers import Servers, Weights, pause_servers
+from megatron_r1.stages.rollout_engine import weight_transport
 from megatron_r1.weights.engine_requests import find_engine
 from megatron_r1.weights.hf_config import hf_config
 from megatron_r1.weights.publish import Publisher
 from megatron_r1.weights.publish_check import check_weights
 from megatron_r1.weights.transport import SendError
+from tests.models.families import load_family
 from tests.rollout.http_double import Answer, http_server
 
 pytestmark = pytest.mark.megatron  # process groups
@@ -199,6 +201,17 @@ def test_weights_are_compared_when_there_are_files_of_them(one_rank, holders):
 
     config = SglangConfig(check_weights_every=3, start_files_every=3)
     assert versions_compared(holders, config, Rarely(holders, [])) == [3, 6]
+
+
+def test_nothing_is_written_for_servers_that_are_not_this_runs(one_rank, tokenizer, tmp_path):
+    settings = ["rollout=sglang", "rollout.urls=[http://a:1]", "rollout.weights_by=collective"]
+    config = load_family("qwen2.5", *settings)
+    transport = weight_transport(one_rank.policy(config), tokenizer, config.rollout, tmp_path)
+    assert [transport.prepare(label).label for label in ("0.mine", "1.mine")] == [
+        "0.mine",
+        "1.mine",
+    ]
+    assert not list(tmp_path.iterdir())
 
 
 class Engine:
