@@ -97,7 +97,7 @@ def serve_until_over(board: ServingBoard, servers: Servers, node: int) -> NodeRe
             fresh = tuple(servers.bring_up(wanted.weights, wanted.at_fault))
             report = NodeReport(label, tuple(servers.urls), fresh, attempt=wanted.attempt)
         elif report.label is not None:
-            servers.look_after()
+            servers.look_after(board.failing())
         report = dataclasses.replace(report, num_restarts=servers.num_restarts)
         if report != before:
             board.report(node, report)

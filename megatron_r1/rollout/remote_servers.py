@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from megatron_r1.config.model import ModelConfig
 from megatron_r1.config.rollout import SglangConfig
@@ -42,6 +42,7 @@ class RemoteServers:
         self._show_progress = show_progress
         self._attempt = -1
         self._seen: set[str] = set()
+        self._failing: dict[str, float] = {}
         self._closed = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="rollout-nodes", daemon=True)
         self._heart.start()
@@ -94,12 +95,15 @@ class RemoteServers:
         self._seen.update(self.urls)
         return [url for report in self._reports() for url in report.fresh]
 
-    def look_after(self) -> None:
+    def look_after(self, failing: Mapping[str, float]) -> None:
         """The nodes do; what they cannot mend ends the run.
 
         Raises:
             EngineError: a node gave up.
         """
+        if failing:
+            self._failing.update(failing)
+            self._board.complain(self._failing)
         self._reports()
 
     def pause(self, urls: Iterable[str]) -> None:

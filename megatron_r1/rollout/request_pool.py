@@ -24,7 +24,10 @@ from megatron_r1.weights.labels import ForeignWeightsError
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 10.0
 _MAX_UNUSABLE = 5
+_FAILING_ANSWERS = 3
+_BUSY_STATUS = (408, 429)
 _REFUSED_STATUS = range(400, 500)
+_BROKEN_STATUS = range(500, 600)
 
 Outcome = tuple[ResponseRequest, Rollout] | BaseException
 
@@ -36,6 +39,16 @@ class PoolCounts:
     lost_connections: int = 0
     timeouts: int = 0
     unusable_answers: int = 0
+
+
+@dataclass
+class _Server:
+    """What one has answered last."""
+
+    num_unusable: int = 0
+    """In a row, that nobody could use."""
+    since: float = 0.0
+    """When the first of them came, in seconds since the epoch, which other machines know too."""
 
 
 class RequestPool:
@@ -67,6 +80,7 @@ class RequestPool:
         self.outcomes: queue.Queue[Outcome] = queue.Queue()
         """One for each request, as they come; an exception is the last."""
         self.counts = PoolCounts()
+        self._servers = {url: _Server() for url in urls}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
@@ -81,6 +95,16 @@ class RequestPool:
     def is_working(self) -> bool:
         """Whether answers are still to come."""
         return self._thread.is_alive()
+
+    def take_failing(self) -> dict[str, float]:
+        """URLs of servers whose last answers, three at least, nobody could use, and when the first
+        of these came (seconds since the epoch). They are counted anew from here."""
+        failing = {}
+        for url, server in self._servers.items():
+            if server.num_unusable >= _FAILING_ANSWERS:
+                failing[url] = server.since
+                server.num_unusable = 0
+        return failing
 
     def stop(self) -> None:
         """Give up what is under way."""
@@ -151,10 +175,14 @@ class RequestPool:
             except (aiohttp.ClientError, OSError) as error:
                 counts.lost_connections += 1
                 reason = f"{type(error).__name__}: {error}"
+                if getattr(error, "status", None) in _BROKEN_STATUS:
+                    self._hold_against(url)
             except UnusableAnswerError as error:
                 counts.unusable_answers += 1
                 unusable += 1
                 reason = str(error)
+                if not isinstance(error, _RefusedRequestError):
+                    self._hold_against(url)
             except ForeignWeightsError as error:
                 raise EngineError(
                     f"{url} answered with weights {error}, which this run never published. If "
@@ -162,6 +190,7 @@ class RequestPool:
                     "outside of this run, start the run again and it publishes first"
                 ) from error
             else:
+                self._servers[url].num_unusable = 0
                 self.outcomes.put((request, rollout))
                 return
             is_late = time.monotonic() + pause_s > asked_s + self._give_up_s
@@ -176,6 +205,12 @@ class RequestPool:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
+    def _hold_against(self, url: str) -> None:
+        server = self._servers[url]
+        if not server.num_unusable:
+            server.since = time.time()
+        server.num_unusable += 1
+
     async def _send(self, session: Any, url: str, request: ResponseRequest, limit_s: float) -> Any:
         """One attempt, under an id of its own: a server may still be at work on the one before."""
         import aiohttp
@@ -185,10 +220,14 @@ class RequestPool:
             request, f"{request.prompt.draw}-{request.sample}-{uuid.uuid4().hex}"
         )
         async with session.post(f"{url}/generate", json=body, timeout=limit) as response:
-            if response.status in _REFUSED_STATUS:
-                raise UnusableAnswerError(f"{response.status}: {(await response.text())[:1000]}")
+            if response.status in _REFUSED_STATUS and response.status not in _BUSY_STATUS:
+                raise _RefusedRequestError(f"{response.status}: {(await response.text())[:1000]}")
             response.raise_for_status()
             try:
                 return await response.json(content_type=None)  # whatever Content-Type says
             except ValueError as error:
                 raise UnusableAnswerError(f"no JSON: {error}") from error
+
+
+class _RefusedRequestError(UnusableAnswerError):
+    """The fault of the request."""

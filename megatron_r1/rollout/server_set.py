@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from megatron_r1.rollout.servers import Weights
@@ -30,9 +30,12 @@ class ServerSet(Protocol):
         """
         ...
 
-    def look_after(self) -> None:
+    def look_after(self, failing: Mapping[str, float]) -> None:
         """Called now and then while servers sample, without waiting for what it sets going.
 
+        Args:
+            failing: URLs of servers that answer what nobody can use, with the time since when, in
+                seconds since the epoch.
         Raises:
             EngineError: servers that are lost could not be had again.
         """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +59,8 @@ class _Local:
     port: int
     process: ServerProcess | None = None
     launched_s: float = 0.0
+    launched_at: float = 0.0
+    """Seconds since the epoch."""
     has_run: bool = False
     """It has answered, and its port is known to those who ask it."""
     num_restarts: int = 0
@@ -101,6 +103,7 @@ class Servers:
         # Servers live no longer than the thread that starts them: all is done in this one.
         self._keeper = ThreadPoolExecutor(1, thread_name_prefix="rollout-servers")
         self._look: Future[None] | None = None
+        self._failing: dict[str, float] = {}
         self._asked_s = 0.0
         self._are_paused = False
         self._closing = threading.Event()
@@ -130,13 +133,17 @@ class Servers:
         """
         return self._keeper.submit(self._bring_up, weights, at_fault).result()
 
-    def look_after(self) -> None:
-        """Called now and then while servers sample: what has died or hangs is started again, in the
-        background.
+    def look_after(self, failing: Mapping[str, float]) -> None:
+        """Called now and then while servers sample: what has died, hangs or gives unusable answers
+        is started again, in the background.
 
+        Args:
+            failing: URLs of servers with such answers, and since when, in seconds since the epoch.
+                What was before a server's last start counts no more.
         Raises:
             EngineError: that failed, or was necessary too often.
         """
+        self._failing.update(failing)
         if self._look is not None:
             if not self._look.done():
                 return
@@ -194,14 +201,17 @@ class Servers:
         if self._are_paused:
             return  # it would say nothing; whoever paused it finds out what becomes of it
         started = [server for server in self._locals if server.process is not None]
-        lost = [server for server in started if server.process.exit_code is not None]
+        lost = [s for s in started if s.process.exit_code is not None or self._fails(s)]
         if not lost and time.monotonic() - self._asked_s > self._config.health_every_s:
             lost = [server for server in started if not self._answers(server)]
             self._asked_s = time.monotonic()
         self._start(lost)
 
+    def _fails(self, server: _Local) -> bool:
+        return self._failing.get(self._url(server), 0.0) > server.launched_at
+
     def _answers(self, server: _Local) -> bool:
-        if server.process is None or server.process.exit_code is not None:
+        if server.process is None or server.process.exit_code is not None or self._fails(server):
             return False
         url, timeout_s = self._url(server), self._config.health_timeout_s
         if self._are_paused:
@@ -233,6 +243,8 @@ class Servers:
 
     def _count_restart(self, server: _Local) -> None:
         ending = "says nothing" if server.process.exit_code is None else "has ended"
+        if self._fails(server):
+            ending = "gives answers that cannot be used"
         words = _last_lines(server.process.output())
         server.process.kill()
         server.num_restarts += 1
@@ -256,7 +268,7 @@ class Servers:
         )
         environment = server_environment(self._config, on_cuda=self._on_cuda)
         server.process = ServerProcess(command, environment=environment, log=self._log(server))
-        server.launched_s = time.monotonic()
+        server.launched_s, server.launched_at = time.monotonic(), time.time()
 
     def _wait(self, server: _Local, progress: Progress, done: int) -> None:
         """Return when the server answers and has turned out to be what was started.

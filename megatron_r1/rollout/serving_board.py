@@ -6,13 +6,14 @@ Files of a directory that all nodes share, each written by one side and replaced
     node_<i>.json  serving node i: its servers, and which weights they were last brought up for
     beat           trainer: a number that changes while it lives
     paused         trainer: servers are paused, while it is there
+    failing.json   trainer: servers that give unusable answers, and since when
     end            trainer: no more rollouts
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -92,6 +93,13 @@ class ServingBoard:
     @property
     def is_held(self) -> bool:
         return (self.directory / "paused").exists()
+
+    def complain(self, failing: Mapping[str, float]) -> None:
+        """See `ServerSet.look_after`; the last complaint of each server counts."""
+        write_json(self.directory / "failing.json", dict(failing))
+
+    def failing(self) -> dict[str, float]:
+        return _read(self.directory / "failing.json") or {}
 
     def report(self, node: int, report: NodeReport) -> None:
         write_json(self._node(node), asdict(report))

@@ -53,15 +53,18 @@ class SglangEngine:
         self._servers = servers
         self._metrics: Mapping[str, tuple[float, float]] = {}
         self._ahead: tuple[list[ResponseRequest], SamplingParams, RequestPool] | None = None
+        self._waits_for: RequestPool | None = None
         self._looked_s = time.monotonic()
         self._restarts_told = self._num_restarts
 
     def publish(self, version: int) -> Mapping[str, float]:
         """Responses that are being sampled ahead are interrupted, or waited for."""
         if self._config.at_publish is AtPublish.wait and self._layout.is_leader:
-            while self._ahead is not None and self._ahead[-1].is_working():
-                self._look_when_due()
-                time.sleep(_POLL_S)
+            if self._ahead is not None:
+                *_, self._waits_for = self._ahead
+                while self._waits_for.is_working():
+                    self._look_when_due()
+                    time.sleep(_POLL_S)
             self._wait_for_other_leaders()
         return self._publisher.publish(version)
 
@@ -133,6 +136,7 @@ class SglangEngine:
         """Each group when its last response is there."""
         requests = _requests(prompts, params)
         pool = self._started_pool(requests, params) or self._pool(requests, params)
+        self._waits_for = pool
         waiting: dict[int, list[Rollout]] = {}
         num_tokens = 0
         with pool.running() as outcomes:
@@ -231,8 +235,9 @@ class SglangEngine:
         left_s = self._looked_s + _LOOK_S - time.monotonic()
         if left_s > 0:
             return left_s
+        failing = self._waits_for.take_failing() if self._waits_for is not None else {}
         if self._servers is not None:
-            self._servers.look_after()
+            self._servers.look_after(failing)
         elif not main_rank_answers():
             raise RuntimeError("the main rank, which looks after the servers, has ended")
         self._looked_s = time.monotonic()  # looking may take a while, on a shared file system

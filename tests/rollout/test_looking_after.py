@@ -6,15 +6,21 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from megatron_r1.config.load import load_config
 from megatron_r1.config.rollout import SglangConfig
 from megatron_r1.errors import EngineError
+from megatron_r1.rollout.engine import SamplingParams
 from megatron_r1.rollout.servers import Servers, Weights
+from megatron_r1.rollout.sglang import SglangEngine
+from megatron_r1.types import RolloutGroup
 from megatron_r1.weights.hf_config import hf_config
+from tests.rollout.test_requests import PROMPTS
 
 pytest.importorskip("aiohttp")
 
@@ -28,26 +34,33 @@ def in_sglangs_place(monkeypatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(DOUBLE))
 
 
-@pytest.fixture
-def servers(in_sglangs_place, tmp_path: Path) -> Iterator[Servers]:
+@contextmanager
+def own_servers(directory: Path, **server_args: object) -> Iterator[Servers]:
     """One server, which is started again once between two publishes."""
     [architecture] = hf_config(MODEL)["architectures"]
+    args = {"architecture": architecture, "starts": directory / "starts", **server_args}
     config = SglangConfig(
         keyed_sampling=False,
         max_restarts=1,
         health_every_s=0.1,
-        server_args={"architecture": architecture, "starts": str(tmp_path / "starts")},
+        server_args={name: str(value) for name, value in args.items()},
     )
     made = Servers(
-        config, MODEL, dtype="float32", log_dir=tmp_path, on_cuda=True, show_progress=False
+        config, MODEL, dtype="float32", log_dir=directory, on_cuda=True, show_progress=False
     )
-    yield made
-    made.close()
+    with closing(made):
+        yield made
+
+
+@pytest.fixture
+def servers(in_sglangs_place, tmp_path: Path) -> Iterator[Servers]:
+    with own_servers(tmp_path) as made:
+        yield made
 
 
 def look(servers: Servers) -> None:
     """Until what that sets going is done."""
-    servers.look_after()
+    servers.look_after({})
     servers._keeper.submit(int).result()
 
 
@@ -58,7 +71,7 @@ def test_servers_that_were_not_started_or_were_released_are_not_missed(servers, 
         for _ in range(2):
             look(servers)
             time.sleep(0.15)
-        servers.look_after()
+        servers.look_after({})
 
     look_twice()
     servers.bring_up(Weights(tmp_path, "0.mine"))
@@ -83,4 +96,35 @@ def test_what_a_publish_has_mended_ends_no_run(servers, tmp_path):
         time.sleep(0.01)
     look(servers)
     with pytest.raises(EngineError, match="has ended, after rollout.max_restarts = 1 restarts"):
-        servers.look_after()
+        servers.look_after({})
+
+
+def sample(servers: Servers) -> list[RolloutGroup]:
+    one = SimpleNamespace(rank=0, size=1)
+    engine = SglangEngine(
+        SglangConfig(),
+        MODEL,
+        SimpleNamespace(is_leader=True, replica=one, dp_cp=one),
+        SimpleNamespace(decode=str, eos_id=8),
+        SimpleNamespace(version=0, urls=servers.urls, owner="mine"),
+        servers,
+    )
+    params = SamplingParams(1, 4, temperature=1.0, top_p=1.0, top_k=0, seed=1)
+    return list(engine.generate(PROMPTS, params, weight_version=0))
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_a_healthy_server_with_answers_nobody_can_use_is_started_again(
+    in_sglangs_place, tmp_path, status
+):
+    with own_servers(tmp_path, illness=status, **{"illness-of-first": 1}) as servers:
+        servers.bring_up(Weights(tmp_path, "0.mine"))
+        assert len(sample(servers)) == len(PROMPTS)
+        assert servers.num_restarts == 1
+
+
+def test_one_that_stays_so_ends_the_run(in_sglangs_place, tmp_path):
+    with own_servers(tmp_path, illness=500, **{"illness-of-first": 9}) as servers:
+        servers.bring_up(Weights(tmp_path, "0.mine"))
+        with pytest.raises(EngineError, match="cannot be used, after rollout.max_restarts = 1"):
+            sample(servers)

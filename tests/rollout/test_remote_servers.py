@@ -36,6 +36,13 @@ def test_a_board_keeps_what_each_side_wrote_last(tmp_path: Path):
     assert other.last_beat() == ""
     board.beat(3)
     assert other.last_beat() == "3"
+    assert other.failing() == {}
+    trainer = remote(board, num_nodes=0)
+    trainer.look_after({"http://a:1": 7.5})
+    trainer.look_after({"http://a:2": 9.25})
+    trainer.look_after({})
+    assert other.failing() == {"http://a:1": 7.5, "http://a:2": 9.25}
+    trainer.close()
     assert not ServingBoard(tmp_path / "next").is_over
 
 
@@ -47,7 +54,7 @@ def test_a_node_that_gives_up_ends_the_run_with_its_reason(tmp_path: Path):
     with pytest.raises(EngineError, match="rollout node 1: SGLang is not installed"):
         servers.bring_up(Weights(tmp_path, "0.ab"))
     with pytest.raises(EngineError, match="rollout node 1"):
-        servers.look_after()
+        servers.look_after({})
     started_s = time.monotonic()
     board.report(0, NodeReport("0.ab", has_ended=True))
     servers.close()  # waits for no one who has gone

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,6 +91,26 @@ def test_a_web_page_is_no_answer_and_not_asked_for_until_the_end():
         ask(lambda route, body: b"<html>hello</html>", give_up_s=9000)
 
 
+@pytest.mark.parametrize("status", [408, 429])
+def test_a_server_that_is_busy_is_asked_again(status):
+    left = iter([status, status])
+    pool = ask(lambda route, body: next(left, None) or good(route, body))
+    assert pool.counts.lost_connections == 2 and pool.counts.unusable_answers == 0
+    assert not pool.take_failing()
+
+
+def test_servers_are_told_apart_by_what_they_answer():
+    """Three unusable answers in a row are held against one; they are told once."""
+    left = iter([500, 500])
+    pool = ask(
+        lambda route, body: b"<html>hello</html>",
+        lambda route, body: next(left, None) or good(route, body),
+    )
+    [since] = pool.take_failing().values()
+    assert time.time() - 60 < since < time.time()
+    assert not pool.take_failing()
+
+
 def test_what_fails_before_the_first_request_is_raised_too(monkeypatch):
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     with pytest.raises(ModuleNotFoundError, match="aiohttp"):
@@ -102,7 +123,7 @@ class Watched:
     num_restarts = 2
     num_looks = 0
 
-    def look_after(self) -> None:
+    def look_after(self, failing: Mapping[str, float]) -> None:
         self.num_looks += 1
 
 

@@ -1,7 +1,7 @@
 """Takes SGLang's place as the process that a job starts: there in a moment, and ill where asked.
 
-`--illness-of-first N` with a file in `--starts` has the first N processes answer requests for
-responses with a web page, though they are healthy.
+`--illness-of-first N`, with a file in `--starts`, has the first N processes answer requests for
+responses with `--illness`: a status, of 200 with a web page. To all else they answer well.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ parser.add_argument("--port", type=int)
 parser.add_argument("--weight-version")
 parser.add_argument("--architecture")
 parser.add_argument("--starts", type=Path)
+parser.add_argument("--illness", type=int, default=200)
 parser.add_argument("--illness-of-first", type=int, default=0)
 args, _ = parser.parse_known_args()
 
@@ -42,10 +43,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        self._reply(b"<html>hello</html>" if is_ill else json.dumps(RESPONSE).encode())
+        if is_ill:
+            self._reply(b"<html>hello</html>", args.illness)
+        else:
+            self._reply(json.dumps(RESPONSE).encode())
 
-    def _reply(self, data: bytes) -> None:
-        self.send_response(200)
+    def _reply(self, data: bytes, status: int = 200) -> None:
+        self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
