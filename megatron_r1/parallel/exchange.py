@@ -71,6 +71,21 @@ def main_rank_answers() -> bool:
     return True
 
 
+def post(name: str, text: str) -> None:
+    """Leave a text for rank 0, which may read it when it likes; no other rank takes part."""
+    store = distributed_c10d._get_default_store()
+    store.set(f"{name}/{store.add(name, 1)}", text)
+
+
+def posted(name: str) -> list[str]:
+    """On rank 0: what ranks have posted under this name since it was last asked for."""
+    store = distributed_c10d._get_default_store()
+    num_read, num_posted = store.add(f"{name}/read", 0), store.add(name, 0)
+    store.add(f"{name}/read", num_posted - num_read)
+    numbers = range(num_read + 1, num_posted + 1)
+    return [store.get(f"{name}/{number}").decode() for number in numbers]
+
+
 def sum_pairs(pairs: dict[str, tuple[float, float]], axis: Axis) -> dict[str, float]:
     """(numerator, denominator) summed over the axis, then divided; denominator 0 marks a sum."""
     totals: dict[str, list[float]] = {}

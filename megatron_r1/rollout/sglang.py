@@ -7,6 +7,7 @@ group by group.
 
 from __future__ import annotations
 
+import json
 import queue
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from megatron_r1.config.model import MixtureConfig, ModelConfig
 from megatron_r1.config.rollout import AtPublish, SglangConfig
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import UserError
-from megatron_r1.parallel.exchange import broadcast_object, main_rank_answers
+from megatron_r1.parallel.exchange import broadcast_object, main_rank_answers, post, posted
 from megatron_r1.parallel.layout import Layout
 from megatron_r1.rollout.engine import OnProgress, SamplingParams, check_context
 from megatron_r1.rollout.request_pool import Outcome, RequestPool
@@ -30,6 +31,7 @@ from megatron_r1.weights.publish import Publisher
 
 _LOOK_S = 0.5
 _POLL_S = 0.01
+_FAILING = "rollout/failing"
 
 
 class SglangEngine:
@@ -237,9 +239,13 @@ class SglangEngine:
             return left_s
         failing = self._waits_for.take_failing() if self._waits_for is not None else {}
         if self._servers is not None:
+            for text in posted(_FAILING) if self._layout.dp_cp.size > 1 else []:
+                failing |= json.loads(text)
             self._servers.look_after(failing)
         elif not main_rank_answers():
             raise RuntimeError("the main rank, which looks after the servers, has ended")
+        elif failing:
+            post(_FAILING, json.dumps(failing))
         self._looked_s = time.monotonic()  # looking may take a while, on a shared file system
         return _LOOK_S
 

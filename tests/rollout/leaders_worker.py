@@ -6,6 +6,7 @@ that it hands groups to.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from types import SimpleNamespace
 
@@ -75,6 +76,25 @@ def leaders_wait_for_each_other(world: Axis) -> None:
         of_leader.close()
 
 
+def main_rank_hears_of_servers_that_fail_others(world: Axis) -> None:
+    """Another leader's first four requests have unusable answers."""
+
+    def slow(route: str, body: object) -> dict:
+        time.sleep(2.0)
+        return good(route, body)
+
+    alone, servers = SimpleNamespace(rank=0, size=1), Watched()
+    with http_server(lambda route, body: b"<html>hello</html>") as bad, http_server(slow) as url:
+        urls = [bad, url] if world.rank else [url]
+        layout = {"is_leader": True, "replica": alone, "dp_cp": world}
+        of_leader = engine(SglangEngine, NoPublisher(*urls), servers, **layout)
+        params = dataclasses.replace(PARAMS, num_samples=2)
+        assert len(list(of_leader.generate(PROMPTS, params, weight_version=3))) == len(PROMPTS)
+        dist.broadcast_object_list(box := [bad], src=1)
+        assert [*servers.failing] == (box if world.rank == 0 else [])
+        of_leader.close()
+
+
 class Failing(SglangEngine):
     """Fails when it has handed all groups on."""
 
@@ -101,6 +121,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     world = Axis.of(dist.group.WORLD)
     leaders_wait_for_each_other(world)
+    main_rank_hears_of_servers_that_fail_others(world)
     a_late_error_is_its_leaders_own(world)
     dist.destroy_process_group()
 

@@ -123,8 +123,12 @@ class Watched:
     num_restarts = 2
     num_looks = 0
 
+    def __init__(self) -> None:
+        self.failing: dict[str, float] = {}
+
     def look_after(self, failing: Mapping[str, float]) -> None:
         self.num_looks += 1
+        self.failing.update(failing)
 
 
 def test_servers_are_looked_after_while_others_answer():
