@@ -127,7 +127,8 @@ class SglangConfig(RolloutConfig):
     health_every_s: float = 10.0
     """Between two looks at the servers while they decode."""
     health_timeout_s: float = 60.0
-    """A server that says nothing for so long is ended and started again."""
+    """A server that says nothing for so long is ended and started again; one of `urls` is waited
+    for so long at each attempt of a publish."""
     max_restarts: int = 3
     """Of one server between two publishes, those that end while they start among them; one more
     ends the run."""

@@ -17,6 +17,7 @@ from megatron_r1.config.model import ModelConfig
 from megatron_r1.config.rollout import SglangConfig
 from megatron_r1.errors import EngineError
 from megatron_r1.platform import sglang_cpu
+from megatron_r1.rollout.attached import wait_for_attached
 from megatron_r1.rollout.server_api import (
     ServerError,
     call,
@@ -193,6 +194,8 @@ class Servers:
         if not self._are_paused:  # else it is one more attempt at the same publish
             for server in self._locals:
                 server.num_restarts = 0
+        if self._attached:
+            wait_for_attached(self._model, self._config, self._closing, self._show_progress)
         lost = [s for s in self._locals if self._url(s) in at_fault or not self._answers(s)]
         self._start(lost)
         return [self._url(server) for server in lost]

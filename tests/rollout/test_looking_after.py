@@ -20,6 +20,7 @@ from megatron_r1.rollout.servers import Servers, Weights
 from megatron_r1.rollout.sglang import SglangEngine
 from megatron_r1.types import RolloutGroup
 from megatron_r1.weights.hf_config import hf_config
+from tests.rollout.http_double import http_server
 from tests.rollout.test_requests import PROMPTS
 
 pytest.importorskip("aiohttp")
@@ -97,6 +98,31 @@ def test_what_a_publish_has_mended_ends_no_run(servers, tmp_path):
     look(servers)
     with pytest.raises(EngineError, match="has ended, after rollout.max_restarts = 1 restarts"):
         servers.look_after({})
+
+
+def test_a_publish_waits_for_servers_of_others_that_are_away(tmp_path):
+    """And looks at those that come back, which may be others now."""
+    info = {"architectures": hf_config(MODEL)["architectures"]}
+    away = {"until_s": 0.0}
+
+    def answer(route: str, body: object) -> dict | int:
+        return info if time.monotonic() > away["until_s"] else 503
+
+    with http_server(answer) as url, http_server(lambda route, body: info) as other:
+        config = SglangConfig(urls=[url, other], keyed_sampling=False, health_timeout_s=2.0)
+        servers = Servers(config, MODEL, dtype="float32", log_dir=tmp_path, on_cuda=True)
+        with closing(servers):
+            for away_s in (0.0, 1.0):
+                away["until_s"] = time.monotonic() + away_s
+                assert servers.bring_up(Weights(None, "0.mine")) == []
+                assert time.monotonic() > away["until_s"]
+            away["until_s"] = time.monotonic() + 60
+            said = f"{url}.* within rollout.health_timeout_s = 2.0"
+            with pytest.raises(EngineError, match=said):
+                servers.bring_up(Weights(None, "1.mine"))
+            away["until_s"], info["architectures"] = time.monotonic() + 0.5, ["Other"]
+            with pytest.raises(EngineError, match="serves another model"):
+                servers.bring_up(Weights(None, "1.mine"))
 
 
 def sample(servers: Servers) -> list[RolloutGroup]:
