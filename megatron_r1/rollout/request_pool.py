@@ -7,6 +7,7 @@ again meanwhile (`servers.py`), and the same seed draws the same response anywhe
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
 import threading
 import time
@@ -50,6 +51,11 @@ class _Server:
     since: float = 0.0
     """When the first of them came, in seconds since the epoch, which other machines know too."""
 
+    def hold_against(self) -> None:
+        if not self.num_unusable:
+            self.since = time.time()
+        self.num_unusable += 1
+
 
 class RequestPool:
     """Answers to requests, as they come."""
@@ -82,15 +88,21 @@ class RequestPool:
         self.counts = PoolCounts()
         self._servers = {url: _Server() for url in urls}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._looked_after_s: float | None = None
 
     def start(self) -> None:
-        """Send everything."""
+        """Send everything. Nothing is given up before `start_clock`."""
         self._loop = asyncio.new_event_loop()
         self._task = self._loop.create_task(self._run())
         self._thread = threading.Thread(
             target=self._run_to_end, args=(self._loop, self._task), name="rollout-requests"
         )
         self._thread.start()
+
+    def start_clock(self) -> None:
+        """Servers are looked after from now on: the time after which a response is given up begins
+        anew, of those that have been asked for."""
+        self._looked_after_s = time.monotonic()
 
     def is_working(self) -> bool:
         """Whether answers are still to come."""
@@ -119,6 +131,8 @@ class RequestPool:
     @contextmanager
     def running(self) -> Iterator[queue.Queue[Outcome]]:
         """`outcomes`, until the end of the block; started already or not."""
+        if self._looked_after_s is None:
+            self.start_clock()
         if self._loop is None:
             self.start()
         try:
@@ -154,62 +168,76 @@ class RequestPool:
 
     async def _ask(self, session: Any, index: int, request: ResponseRequest) -> None:
         """Ask for one response until there is one."""
-        import aiohttp
-
-        counts, config = self.counts, self._config
         asked_s, pause_s, unusable = time.monotonic(), _FIRST_PAUSE_S, 0
         attempt = self._first_server + index
         while True:
             url = self._urls[attempt % len(self._urls)]
-            left_s = asked_s + self._give_up_s - time.monotonic()
-            limit_s = max(min(self._timeout_s, left_s), 0.1)  # to aiohttp 0 is no limit
+            # To aiohttp 0 is no limit.
+            limit_s = max(min(self._timeout_s, self._left_s(asked_s)), 0.1)
             try:
-                answer = await self._send(session, url, request, limit_s)
-                rollout = self._read_answer(answer, request)
-            except TimeoutError:
-                counts.timeouts += 1
-                reason = (
-                    f"no answer within {limit_s:.0f} s (rollout.request_timeout_s = "
-                    f"{config.request_timeout_s}{self._scale})"
-                )
-            except (aiohttp.ClientError, OSError) as error:
-                counts.lost_connections += 1
-                reason = f"{type(error).__name__}: {error}"
-                if getattr(error, "status", None) in _BROKEN_STATUS:
-                    self._hold_against(url)
-            except UnusableAnswerError as error:
-                counts.unusable_answers += 1
-                unusable += 1
-                reason = str(error)
-                if not isinstance(error, _RefusedRequestError):
-                    self._hold_against(url)
-            except ForeignWeightsError as error:
-                raise EngineError(
-                    f"{url} answered with weights {error}, which this run never published. If "
-                    "another program uses this server, give each its own; if it was started anew "
-                    "outside of this run, start the run again and it publishes first"
-                ) from error
+                rollout = await self._attempt(session, url, request, limit_s)
+            except _FailedAttemptError as error:
+                failure = error
             else:
-                self._servers[url].num_unusable = 0
                 self.outcomes.put((request, rollout))
                 return
-            is_late = time.monotonic() + pause_s > asked_s + self._give_up_s
-            if unusable == _MAX_UNUSABLE or is_late:
+            unusable += failure.is_unusable and self._looked_after_s is not None
+            if unusable == _MAX_UNUSABLE or self._left_s(asked_s) < pause_s:
                 raise EngineError(
                     f"no usable response to prompt {request.prompt.id} in "
-                    f"{time.monotonic() - asked_s:.0f} s (rollout.give_up_s = {config.give_up_s}"
-                    f"{self._scale}) and {unusable} of {_MAX_UNUSABLE} answers; the last, from "
-                    f"{url}: {reason}"
+                    f"{time.monotonic() - asked_s:.0f} s (rollout.give_up_s = "
+                    f"{self._config.give_up_s}{self._scale}) and {unusable} of {_MAX_UNUSABLE} "
+                    f"answers; the last, from {url}: {failure}"
                 )
             attempt += 1
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    def _hold_against(self, url: str) -> None:
+    async def _attempt(
+        self, session: Any, url: str, request: ResponseRequest, limit_s: float
+    ) -> Rollout:
+        """The response, from one server. What is wrong with it is counted.
+
+        Raises:
+            _FailedAttemptError: none that can be used; another attempt may do better.
+            EngineError: from other weights.
+        """
+        import aiohttp
+
         server = self._servers[url]
-        if not server.num_unusable:
-            server.since = time.time()
-        server.num_unusable += 1
+        try:
+            answer = await self._send(session, url, request, limit_s)
+            rollout = self._read_answer(answer, request)
+        except TimeoutError:
+            self.counts.timeouts += 1
+            raise _FailedAttemptError(
+                f"no answer within {limit_s:.0f} s (rollout.request_timeout_s = "
+                f"{self._config.request_timeout_s}{self._scale})"
+            ) from None
+        except (aiohttp.ClientError, OSError) as error:
+            self.counts.lost_connections += 1
+            if getattr(error, "status", None) in _BROKEN_STATUS:
+                server.hold_against()
+            raise _FailedAttemptError(f"{type(error).__name__}: {error}") from error
+        except UnusableAnswerError as error:
+            self.counts.unusable_answers += 1
+            if not isinstance(error, _RefusedRequestError):
+                server.hold_against()
+            raise _FailedAttemptError(str(error), is_unusable=True) from error
+        except ForeignWeightsError as error:
+            raise EngineError(
+                f"{url} answered with weights {error}, which this run never published. If "
+                "another program uses this server, give each its own; if it was started anew "
+                "outside of this run, start the run again and it publishes first"
+            ) from error
+        server.num_unusable = 0
+        return rollout
+
+    def _left_s(self, asked_s: float) -> float:
+        """Until a response is given up."""
+        if self._looked_after_s is None:
+            return math.inf
+        return max(asked_s, self._looked_after_s) + self._give_up_s - time.monotonic()
 
     async def _send(self, session: Any, url: str, request: ResponseRequest, limit_s: float) -> Any:
         """One attempt, under an id of its own: a server may still be at work on the one before."""
@@ -231,3 +259,12 @@ class RequestPool:
 
 class _RefusedRequestError(UnusableAnswerError):
     """The fault of the request."""
+
+
+class _FailedAttemptError(Exception):
+    """No response; says why."""
+
+    def __init__(self, reason: str, *, is_unusable: bool = False) -> None:
+        """`is_unusable`: there was an answer."""
+        super().__init__(reason)
+        self.is_unusable = is_unusable

@@ -64,11 +64,15 @@ class SglangEngine:
         if self._config.at_publish is AtPublish.wait and self._layout.is_leader:
             if self._ahead is not None:
                 *_, self._waits_for = self._ahead
+                self._waits_for.start_clock()
                 while self._waits_for.is_working():
                     self._look_when_due()
                     time.sleep(_POLL_S)
             self._wait_for_other_leaders()
-        return self._publisher.publish(version)
+        times_s = self._publisher.publish(version)
+        if self._ahead is not None:  # nobody looked after servers while the trainer trained
+            self._ahead[-1].start_clock()
+        return times_s
 
     def start_ahead(self, prompts: Sequence[Prompt], params: SamplingParams) -> None:
         """The leader's requests go out, from a thread; nothing is said to other ranks before

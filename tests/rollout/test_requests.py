@@ -156,6 +156,33 @@ def test_servers_are_looked_after_while_others_answer():
     assert len(groups) == 4 and servers.num_looks >= 4
 
 
+def test_what_is_sampled_ahead_is_given_up_only_while_servers_are_looked_after():
+    """A server is lost while the trainer trains, and mended by the publish."""
+    mended = []
+
+    def lost(route: str, body: object) -> dict | int:
+        return good(route, body) if mended else 500
+
+    one = SimpleNamespace(rank=0, size=1)
+    with http_server(lost) as url:
+        engine = SglangEngine(
+            SglangConfig(request_timeout_s=1.0, give_up_s=1.2),
+            load_config(["model=tiny_v3"]).model,
+            SimpleNamespace(is_leader=True, replica=one, dp_cp=one),
+            SimpleNamespace(decode=str, eos_id=8),
+            SimpleNamespace(version=3, urls=[url], owner="mine", publish=mended.append),
+            Watched(),
+        )
+        params = SamplingParams(1, 4, temperature=1.0, top_p=1.0, top_k=0, seed=1)
+        engine.start_ahead(PROMPTS, params)
+        time.sleep(1.3)
+        engine.publish(3)
+        assert len(list(engine.generate(PROMPTS, params, weight_version=3))) == len(PROMPTS)
+        mended.clear()
+        with pytest.raises(EngineError, match="rollout.give_up_s = 1.2"):
+            list(engine.generate(PROMPTS, params, weight_version=3))
+
+
 def test_leaders_wait_for_each_other_and_their_late_errors_stay_their_own():
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     worker = Path(__file__).with_name("leaders_worker.py")
