@@ -7,6 +7,8 @@ from enum import Enum
 
 from megatron_r1.errors import ConfigError
 
+_KEYS = ("api-key", "admin-api-key")
+
 
 class AtPublish(Enum):
     """What becomes of responses that are being sampled when weights are published."""
@@ -105,7 +107,7 @@ class SglangConfig(RolloutConfig):
     """Of the first server that is started, the others follow; 0 takes free ones."""
     server_args: dict[str, str] = field(default_factory=dict)
     """More arguments of the servers that are started, without their dashes: mem-fraction-static,
-    chunked-prefill-size. An empty value stands for a switch."""
+    chunked-prefill-size. An empty value stands for a switch. No api-key: no request brings one."""
     keyed_sampling: bool = True
     """A response is drawn from its own seed, so that asked for again it is the same. On GPUs this
     switches SGLang's batch-invariant kernels on, which are slower."""
@@ -190,6 +192,19 @@ class SglangConfig(RolloutConfig):
         for name in vars(self):
             if name.endswith("_s") and getattr(self, name) <= 0:
                 raise ConfigError(f"rollout.{name} must be > 0, got {getattr(self, name)}")
+        plain = [url.rstrip("/") for url in self.urls]
+        for url in plain:
+            if plain.count(url) > 1:
+                raise ConfigError(
+                    f"rollout.urls names {url} twice: it would be paused, and given the weights, "
+                    "as two servers. Leave one out"
+                )
+        for name in _KEYS:
+            if name in self.server_args:
+                raise ConfigError(
+                    f"rollout.server_args has {name}: no request of this run brings a key, and the "
+                    "configuration is printed. Leave it out, and close rollout.port to others"
+                )
         if self.router_url is not None and not self.urls:
             raise ConfigError(
                 f"rollout.router_url = {self.router_url} needs rollout.urls: weights are published "

@@ -19,6 +19,9 @@ from megatron_r1.weights.labels import version_of
 
 Json = dict[str, Any]
 
+OLDEST_SGLANG = "0.5.23"
+"""Tells which tokens were sampled from which weights."""
+
 
 @dataclass(frozen=True)
 class ResponseRequest:
@@ -101,7 +104,6 @@ def read_response(
         pairs = [
             (float(logprob), int(token)) for logprob, token, *_ in meta["output_token_logprobs"]
         ]
-        labels = [(s["version"], int(s["start"]), int(s["end"])) for s in meta["weight_versions"]]
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise UnusableAnswerError(
             f"{type(error).__name__}: {error} in {str(answer)[:300]}"
@@ -117,6 +119,7 @@ def read_response(
         raise UnusableAnswerError(
             f"{len(token_ids)} tokens with log-probabilities of {len(pairs)} others"
         )
+    labels = _labels(meta)
     _check_spans([ends for _, *ends in labels], len(token_ids))
     logprobs, kept = [logprob for logprob, _ in pairs], None
     if sampling_masks:
@@ -136,6 +139,17 @@ def read_response(
         kept_tokens=kept,
         routed_experts=_routed_experts(meta, request, len(token_ids), experts_shape),
     )
+
+
+def _labels(meta: Json) -> list[tuple[Any, int, int]]:
+    """Names of weights, and where the tokens begin and end that were sampled from them."""
+    found = meta.get("weight_versions")
+    if found is None:
+        raise UnusableAnswerError(f"no weight_versions: SGLang {OLDEST_SGLANG} and newer tell them")
+    try:
+        return [(span["version"], int(span["start"]), int(span["end"])) for span in found]
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        raise UnusableAnswerError(f"weight_versions: {error!r} in {str(found)[:300]}") from error
 
 
 def _check_spans(spans: Sequence[Sequence[int]], num_tokens: int) -> None:

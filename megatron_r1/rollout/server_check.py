@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from packaging.version import InvalidVersion, Version
+
 from megatron_r1.checkpoint.record import model_identity
 from megatron_r1.checkpoint.safetensors_dir import read_json
 from megatron_r1.config.model import ModelConfig
 from megatron_r1.config.rollout import SglangConfig
 from megatron_r1.errors import EngineError, UserError
+from megatron_r1.rollout.responses import OLDEST_SGLANG
 from megatron_r1.rollout.server_api import ServerError, call
 from megatron_r1.weights.hf_config import hf_config, model_config_from_hf
 
@@ -35,6 +38,7 @@ def check_server(
             f"no SGLang server answers at {url} ({error}). Start it, correct rollout.urls, or "
             "leave them empty and the job starts its own"
         ) from error
+    _check_version(url, settings.get("version"))
     _check_model(url, info, model)
     for switch, setting, wanted in (
         ("enable_deterministic_inference", "keyed_sampling", config.keyed_sampling),
@@ -49,6 +53,19 @@ def check_server(
     if label is not None and info.get("weight_version") != label:
         raise EngineError(
             f"the server at {url} holds weights {info.get('weight_version')!r} instead of {label!r}"
+        )
+
+
+def _check_version(url: str, version: object) -> None:
+    """One that says nothing of it, or runs from a checkout without a number, is believed."""
+    try:
+        found = Version(str(version))
+    except InvalidVersion:
+        return
+    if Version("0.1") < found < Version(OLDEST_SGLANG):
+        raise EngineError(
+            f"the server at {url} is SGLang {version}, whose answers do not say which weights they "
+            f"were sampled from. This run needs SGLang {OLDEST_SGLANG} or newer there"
         )
 
 

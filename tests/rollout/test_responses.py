@@ -85,6 +85,8 @@ def spans(*ends: tuple[int, int]) -> list[dict]:
         ({"output_token_logprobs": [[None, 8], [-0.5, 9], [-2.0, 0]]}, "TypeError"),
         ({"output_ids": [float("inf"), 9, 0]}, "OverflowError"),
         ({"weight_versions": []}, "in 3 tokens"),
+        ({"weight_versions": [{"start": 0}]}, "weight_versions: KeyError"),
+        ({"weight_versions": None}, "no weight_versions: SGLang 0.5.23 and newer"),
         ({"weight_versions": spans((0, 2))}, r"\[\[0, 2\]\] in 3 tokens"),
         ({"weight_versions": spans((1, 3))}, "in 3 tokens"),
         ({"weight_versions": spans((0, 1), (2, 3))}, "in 3 tokens"),

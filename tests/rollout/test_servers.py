@@ -16,7 +16,10 @@ from megatron_r1.config.load import load_config
 from megatron_r1.config.rollout import SglangConfig
 from megatron_r1.errors import ConfigError, EngineError
 from megatron_r1.rollout.server_args import choose_port, server_command, server_environment
+from megatron_r1.rollout.server_check import check_server
 from megatron_r1.rollout.server_process import ServerProcess
+from megatron_r1.weights.hf_config import hf_config
+from tests.rollout.http_double import http_server
 
 SLEEPER = [sys.executable, "-c", "print('here', flush=True); import time; time.sleep(100)"]
 
@@ -75,12 +78,35 @@ def test_a_server_asks_after_its_own_health_as_long_as_it_is_asked():
         ("router_url=http://r:1", "rollout.router_url = http://r:1 needs rollout.urls"),
         ("health_every_s=0", "rollout.health_every_s must be > 0"),
         ("port=70000", "rollout.port must be in"),
+        ("urls=[http://a:1,http://b:1,http://a:1/]", "rollout.urls names http://a:1 twice"),
     ],
 )
 def test_impossible_settings(setting, said):
     overrides = [f"rollout.{part}" for part in setting.split()]
     with pytest.raises(ConfigError, match=said):
         load_config(["rollout=sglang", *overrides])
+
+
+@pytest.mark.parametrize("name", ["api-key", "admin-api-key"])
+def test_a_key_that_no_request_would_bring_is_refused_and_not_shown(name):
+    with pytest.raises(ConfigError, match=f"rollout.server_args has {name}") as said:
+        SglangConfig(server_args={name: "hush"})
+    assert "hush" not in str(said.value)
+
+
+def test_a_server_of_an_older_sglang_is_refused_by_its_version():
+    """It does not tell which tokens were sampled from which weights."""
+    model = load_config(["model=tiny_v3"]).model
+    config = SglangConfig(keyed_sampling=False)
+    info = {"architectures": hf_config(model)["architectures"]}
+    with http_server(lambda route, body: info) as url:
+        for version in ("0.5.9", "0.5.22.post1"):
+            info["version"] = version
+            with pytest.raises(EngineError, match=f"{url} is SGLang {version}, .* 0.5.23 or newer"):
+                check_server(url, model, config)
+        for version in ("0.5.23", "0.5.24.dev3+g1a", "0.6", "0.0.0.dev0", "unknown", None):
+            info["version"] = version
+            check_server(url, model, config)
 
 
 def test_dense_layers_that_sglang_would_overlook_are_refused():
@@ -133,7 +159,10 @@ def test_a_server_ends_with_the_process_that_started_it(tmp_path):
     code = f"""
 import time
 from pathlib import Path
+from megatron_r1.rollout.server_check import check_server
 from megatron_r1.rollout.server_process import ServerProcess
+from megatron_r1.weights.hf_config import hf_config
+from tests.rollout.http_double import http_server
 server = ServerProcess({SLEEPER!r}, environment={{}}, log=Path({str(tmp_path / "log")!r}))
 while "here" not in server.output():
     time.sleep(0.02)
