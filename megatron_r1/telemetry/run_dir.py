@@ -58,7 +58,7 @@ HOW_NOT_WHAT = (
     *(f"{who}.{name}" for who in ("judge", "teacher") for name in _ASKING),
     *(f"rollout.{name}" for name in ("urls", "router_url", "host", "port", "num_servers")),
     *(f"rollout.{name}" for name in ("tensor", "expert", "attention_data", "max_restarts")),
-    "rollout.check_weights_every",
+    *(f"rollout.{name}" for name in ("check_weights_every", "max_mismatch")),
     *(f"rollout.{name}_s" for name in ("start_timeout", "request_timeout", "give_up")),
     *(f"rollout.{name}_s" for name in ("health_every", "health_timeout", "publish_timeout")),
 )
