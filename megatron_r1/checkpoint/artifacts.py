@@ -15,6 +15,7 @@ from megatron_r1.config.paths import flatten, paths_read
 from megatron_r1.config.run import RunConfig
 from megatron_r1.errors import CheckpointError
 from megatron_r1.telemetry.files import write_json
+from megatron_r1.telemetry.lock import LOCK
 from megatron_r1.telemetry.run_dir import is_run
 
 
@@ -39,7 +40,7 @@ class Hashes:
         root = artifact_root(path)
         if root is None:
             return None
-        files = sorted(file for file in root.rglob("*") if file.is_file())
+        files = sorted(f for f in root.rglob("*") if f.is_file() and f.name != LOCK)
         digest = hashlib.sha256()
         for file in files:
             digest.update(f"{file.relative_to(root)} {self._of_file(file)}\n".encode())
