@@ -44,10 +44,9 @@ class RolloutEngine(Protocol):
         """
         ...
 
-    @property
-    def metrics(self) -> Mapping[str, tuple[float, float]]:
-        """What went wrong and was mended in the last `generate`: sums of this replica's, as
-        ``(sum, 0)``."""
+    def take_metrics(self) -> Mapping[str, tuple[float, float]]:
+        """What went wrong and was mended while responses were sampled, since this was last asked:
+        sums of this replica's, as ``(sum, 0)``."""
         ...
 
     def generate(

@@ -45,8 +45,7 @@ class InProcessEngine:
     def start_ahead(self, prompts: Sequence[Prompt], params: SamplingParams) -> None:
         raise AssertionError("the configuration refuses rollout.steps_ahead here")
 
-    @property
-    def metrics(self) -> Mapping[str, tuple[float, float]]:
+    def take_metrics(self) -> Mapping[str, tuple[float, float]]:
         return {}
 
     def generate(

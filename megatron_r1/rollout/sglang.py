@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import queue
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -53,7 +54,7 @@ class SglangEngine:
         self._tokenizer = tokenizer
         self._publisher = publisher
         self._servers = servers
-        self._metrics: Mapping[str, tuple[float, float]] = {}
+        self._counts: Counter[str] = Counter()
         self._ahead: tuple[list[ResponseRequest], SamplingParams, RequestPool] | None = None
         self._waits_for: RequestPool | None = None
         self._looked_s = time.monotonic()
@@ -97,9 +98,9 @@ class SglangEngine:
             pool.stop()
             self._ahead = None
 
-    @property
-    def metrics(self) -> Mapping[str, tuple[float, float]]:
-        return self._metrics
+    def take_metrics(self) -> Mapping[str, tuple[float, float]]:
+        taken, self._counts = self._counts, Counter()
+        return {f"rollout/{name}": (float(number), 0.0) for name, number in taken.items()}
 
     def generate(
         self,
@@ -161,8 +162,7 @@ class SglangEngine:
         self._wait_for_other_leaders()
         restarts = self._num_restarts - self._restarts_told
         self._restarts_told += restarts
-        counts = {**asdict(pool.counts), "server_restarts": restarts}
-        self._metrics = {f"rollout/{name}": (float(n), 0.0) for name, n in counts.items()}
+        self._counts.update(asdict(pool.counts), server_restarts=restarts)
 
     def _started_pool(
         self, requests: list[ResponseRequest], params: SamplingParams

@@ -134,7 +134,7 @@ def score_on_leader(
 def phase_metrics(parts: RlParts, scored: Sequence[ScoredGroup]) -> dict[str, Pair]:
     """Sums over this replica's rollouts, with what its reward workers had to give up on and its
     engine had to ask for again."""
-    metrics = rollout_metrics(scored) | parts.engine.metrics
+    metrics = rollout_metrics(scored) | parts.engine.take_metrics()
     if parts.scorer is not None:
         metrics |= parts.scorer.stats.metrics
     return metrics

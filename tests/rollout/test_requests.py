@@ -152,7 +152,12 @@ def test_servers_are_looked_after_while_others_answer():
         servers.num_restarts += 1  # in a publish, say
         params = SamplingParams(8, 4, temperature=1.0, top_p=1.0, top_k=0, seed=1)
         groups = list(engine.generate(PROMPTS, params, weight_version=3))
-        assert engine.metrics["rollout/server_restarts"] == (1.0, 0.0)
+        servers.num_restarts += 1
+        held_out = list(engine.generate(PROMPTS[:1], params, weight_version=3))
+        assert len(held_out) == 1
+        # Of whatever was sampled since they were taken, and once.
+        assert engine.take_metrics()["rollout/server_restarts"] == (2.0, 0.0)
+        assert engine.take_metrics() == {}
     assert len(groups) == 4 and servers.num_looks >= 4
 
 
