@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -17,11 +18,14 @@ from megatron_r1.config.rollout import SglangConfig
 from megatron_r1.errors import EngineError
 from megatron_r1.rollout.engine import SamplingParams
 from megatron_r1.rollout.servers import Servers, Weights
+from megatron_r1.rollout.serving_board import ServingBoard
 from megatron_r1.rollout.sglang import SglangEngine
+from megatron_r1.serve import serve_until_over
 from megatron_r1.types import RolloutGroup
 from megatron_r1.weights.hf_config import hf_config
 from tests.rollout.http_double import http_server
 from tests.rollout.test_requests import PROMPTS
+from tests.rollout.test_servers import wait_for
 
 pytest.importorskip("aiohttp")
 
@@ -154,3 +158,22 @@ def test_one_that_stays_so_ends_the_run(in_sglangs_place, tmp_path):
         servers.bring_up(Weights(tmp_path, "0.mine"))
         with pytest.raises(EngineError, match="cannot be used, after rollout.max_restarts = 1"):
             sample(servers)
+
+
+def test_a_rollout_node_starts_anew_what_the_trainer_complains_of(servers, tmp_path):
+    """Once: what came before the last start is over."""
+    board = ServingBoard(tmp_path / "board")
+    board.want(Weights(tmp_path, "0.mine"))
+    node = threading.Thread(target=serve_until_over, args=(board, servers, 0))
+    node.start()
+    try:
+        wait_for(lambda: board.report_of(0).label == "0.mine")
+        pids = servers.pids
+        board.complain({url: time.time() for url in servers.urls})
+        wait_for(lambda: board.report_of(0).num_restarts == 1)
+        wait_for(lambda: servers._look.done())
+        time.sleep(0.5)
+        assert servers.pids != pids and servers.num_restarts == 1
+    finally:
+        board.end()
+        node.join()
