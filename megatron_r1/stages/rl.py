@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megatron_r1.config.stage import R1ZeroConfig
-from megatron_r1.data.prompts import PromptSource, open_prompts
+from megatron_r1.data.prompts import PromptSource
 from megatron_r1.errors import ConfigError
 from megatron_r1.models.weight_bank import WeightBank
 from megatron_r1.stages.rl_models import open_critic, open_reward_models
@@ -36,9 +36,7 @@ def run_rl(
         )
     config = session.config
     tokenizer = session.tokenizer(init_from)
-    prompts = open_prompts(config.data, tokenizer, seed=config.run.seed)
-    for reason, count in prompts.dropped.items():
-        session.say(f"{count} prompts {reason}, and were dropped")
+    prompts = session.prompts(tokenizer)
     if prepare is not None:
         prepare(prompts)
     megatron_step = session.megatron_step(

@@ -43,7 +43,7 @@ def test_four_stages_from_a_base_model(tmp_path):
         {"question": f"{n} ?", "answer": "-", "dataset": ("helpfulness", "harmlessness")[n % 2]}
         for n in range(4)
     ]
-    prompts = lines(tmp_path / "prompts.jsonl", reasoning + general)
+    prompts = lines(tmp_path / "prompts.jsonl", [*reasoning, *general, reasoning[0]])
     examples = lines(
         tmp_path / "few.jsonl",
         [{"question": "9 + 1 =", "response": "<think>9, 10</think><answer>10</answer>"}],
@@ -96,6 +96,9 @@ def test_four_stages_from_a_base_model(tmp_path):
             exit_codes=codes,
         )  # fmt: skip
 
+    # Every stage that draws prompts says what it drops; one that has its samples draws none.
+    repeated = f"1 prompts ask what an earlier line of {prompts} asks, and were dropped"
+    assert output.count(repeated) == len([one, two, three, four, nothing])
     # Stage 1: the base solves nothing, the teacher all; a part for each 4 prompts, read once.
     train, heldout = (
         read(tmp_path / "one/data/train.jsonl"),
