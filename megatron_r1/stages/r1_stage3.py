@@ -68,18 +68,28 @@ def write_sft_set(
     ]
     asked = [] if stage.general is None else read_examples(session, read_samples, stage.general)
     others = general_examples(stage, asked, data, session.config.reward.readability, given_up)
-    general = others.examples
-    all_found = {"reasoning, all": len(reasoning), "general, all": len(general)}
-    reasoning, general = trim_to_ratio(reasoning, general, stage.reasoning_per_general)
-    counts = {**all_found, "reasoning": len(reasoning), "general": len(general)}
+    mixed = trim_to_ratio(reasoning, others.examples, stage.reasoning_per_general)
+    left_out = [(row_of(example), reason) for example, reason in mixed.dropped]
+    counts = {
+        "reasoning, all": len(reasoning),
+        "general, all": len(others.examples),
+        "reasoning": len(mixed.reasoning),
+        "general": len(mixed.general),
+    }
     return write_set(
         data,
-        [*reasoning, *general],
-        [*found.dropped, *others.dropped],
+        [*mixed.reasoning, *mixed.general],
+        [*found.dropped, *others.dropped, *left_out],
         heldout_frac=stage.heldout_frac,
         num_samples=len(samples) + len(others.examples) + len(others.dropped),
         more={**others.figures, **counts},
     )
+
+
+def row_of(example: Mapping[str, Any]) -> dict[str, Any]:
+    """How dropped.jsonl names an example; one of a file is the only one of its line."""
+    lineage = example["lineage"]
+    return {"prompt_id": lineage["prompt_id"], "sample": lineage.get("sample", 0)}
 
 
 def with_verdicts(
@@ -155,8 +165,7 @@ def general_examples(
         example = general_example(stage, sample, thoughtful.get(index))
         fault = fault_of_thought(sample, thoughtful.get(index), readability)
         if fault:
-            row = {"prompt_id": example["lineage"]["prompt_id"], "sample": 0}
-            found.dropped.append((row, f"the teacher's thought: {fault}"))
+            found.dropped.append((row_of(example), f"the teacher's thought: {fault}"))
         else:
             found.examples.append(example)
     return found
