@@ -7,8 +7,7 @@ import json
 
 import pytest
 
-from megatron_r1.config.curation import OnBadLine
-from megatron_r1.config.data import DataConfig, PromptSourceKind
+from megatron_r1.config.data import BadLines, DataConfig, PromptSourceKind
 from megatron_r1.data.prompts import check_source, open_prompts
 from megatron_r1.errors import ConfigError, DataError
 from tests.conftest import ONE_DIGIT
@@ -128,7 +127,7 @@ def test_bad_lines_stop_or_are_set_aside_and_counted(tokenizer, tmp_path):
     path.write_text(path.read_text() + '\n{"question": "x"}\n{"question": \n')
     with pytest.raises(DataError, match=r"a\.jsonl:41: key 'answer' is missing. The line starts"):
         open_prompts(jsonl_config(path), tokenizer, seed=1)
-    lenient = jsonl_config(path, bad_lines=OnBadLine.set_aside)
+    lenient = jsonl_config(path, bad_lines=BadLines.set_aside)
     check_source(lenient)
     source = open_prompts(lenient, tokenizer, seed=1)
     ((reason, count),) = source.dropped.items()
