@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_r1.data.json_lines import text_of
+from megatron_r1.data.lineage import lineage_fields
 from megatron_r1.data.records import parse_records
 from megatron_r1.errors import DataError
 
@@ -28,7 +29,7 @@ class Sample:
     line: int = field(default=0, compare=False)
     """Of its file, from 1; 0 where it comes from none."""
     lineage: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """As the file has it (docs/data.md), unchecked."""
+    """What is known of it, by the keys of `data/lineage.py`."""
 
 
 def read_samples(
@@ -53,9 +54,8 @@ def read_samples(
 def sample_of(record: dict[str, Any]) -> Sample:
     """One record, checked; raises ValueError with what is wrong."""
     key = "question" if "question" in record and "prompt" not in record else "prompt"
-    lineage = record.get("lineage")
     return Sample(
         text_of(record, key),
         text_of(record, "response"),
-        lineage=lineage if isinstance(lineage, dict) else {},
+        lineage=lineage_fields(record["lineage"]) if "lineage" in record else {},
     )

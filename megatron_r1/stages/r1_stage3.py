@@ -16,12 +16,11 @@ from typing import Any
 from megatron_r1.config.judge import JudgeConfig
 from megatron_r1.config.reward import ReadabilityConfig
 from megatron_r1.config.sft import R1Stage3Config
-from megatron_r1.data.curation.lineage import Lineage, checked
+from megatron_r1.data.lineage import Lineage
 from megatron_r1.data.records import line_id
 from megatron_r1.data.rejection import select, trim_to_ratio
 from megatron_r1.data.samples import Sample, read_samples
 from megatron_r1.data.templates import END_THINK, THINK
-from megatron_r1.errors import DataError
 from megatron_r1.rewards.format import tag_format
 from megatron_r1.rewards.judge import Judge, Kind
 from megatron_r1.rewards.language import words_of
@@ -42,8 +41,7 @@ def run_r1_stage3(
 ) -> MegatronStep:
     """Sample, then train, or go on with either, in `run_dir`. Returns the model as it ended."""
     if stage.general is not None:  # what is wrong with it is found before hours of sampling
-        for sample in read_examples(session, read_samples, stage.general):
-            general_example(stage, sample, None)
+        read_examples(session, read_samples, stage.general)
     return collect_and_tune(session, stage, run_dir, init_from, write_sft_set)
 
 
@@ -146,7 +144,6 @@ def general_examples(
     """The samples of `stage.general`, those without a thought behind one of the teacher's.
 
     Raises:
-        DataError: a lineage that cannot be read.
         EngineError: the teacher did not answer.
     """
     found = General([], [], {})
@@ -180,12 +177,8 @@ def general_example(
         thoughtful: the response with a teacher's thought, where there is one.
     """
     name = line_id(str(stage.general), sample.line)
-    try:
-        known = checked(dict(sample.lineage))
-    except ValueError as error:
-        raise DataError(f"{stage.general}:{sample.line}: {error}") from error
     here = {"prompt_id": name, "source": stage.general, "line": sample.line}
-    lineage = Lineage(**{**here, **known})
+    lineage = Lineage(**{**here, **sample.lineage})
     if thoughtful:
         writer = {"model": lineage.model, "model_version": lineage.model_version}
         of = {key: value for key, value in writer.items() if value is not None}

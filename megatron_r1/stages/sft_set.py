@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from megatron_r1.checkpoint.hf_coverage import is_hf_directory
 from megatron_r1.checkpoint.record import read_state, resolve_checkpoint
 from megatron_r1.config.judge import JudgeConfig
-from megatron_r1.data.curation.lineage import Lineage
+from megatron_r1.data.lineage import Lineage
 from megatron_r1.data.rejection import count_reasons, selection_table, split_heldout
 from megatron_r1.errors import DataError
 from megatron_r1.stages.collect import write_lines

@@ -12,7 +12,6 @@ from megatron_r1.config.load import load_config
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.data.rejection import count_reasons, select
 from megatron_r1.data.samples import read_samples
-from megatron_r1.errors import DataError
 from megatron_r1.rewards.scorer import RewardScorer
 from megatron_r1.rewards.teacher import Teacher
 from megatron_r1.stages.collect import FILTERS
@@ -78,13 +77,6 @@ def test_a_thought_is_in_form_and_readable_or_the_sample_goes(tmp_path):
          "verdicts": {**thought["verdicts"], **poet}},
         {"prompt_id": "hi", **file, "line": 6, "model": "poet"},
     ]  # fmt: skip
-    GENERAL[0]["lineage"] = {"prompt": "no such key"}
-    (tmp_path / "general.jsonl").write_text(json.dumps(GENERAL[0]) + "\n")
-    with pytest.raises(DataError, match="general.jsonl:1: 'lineage' has an unknown key"):
-        general_examples(
-            dataclasses.replace(stage, teacher=dataclasses.replace(stage.teacher, enabled=False)),
-            read_samples(stage.general), tmp_path, readability, threading.Event(),
-        )  # fmt: skip
 
 
 def test_a_teacher_that_writes_nothing_is_not_a_wrong_answer(tmp_path):
