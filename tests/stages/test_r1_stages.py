@@ -46,7 +46,10 @@ def test_four_stages_from_a_base_model(tmp_path):
     prompts = lines(tmp_path / "prompts.jsonl", [*reasoning, *general, reasoning[0]])
     examples = lines(
         tmp_path / "few.jsonl",
-        [{"question": "9 + 1 =", "response": "<think>9, 10</think><answer>10</answer>"}],
+        [
+            {"question": "9 + 1 =", "response": "<think>9, 10</think><answer>10</answer>"},
+            {"question": "no response"},
+        ],
     )
     other = [
         {"question": "please tell me something long", "response": "something"},
@@ -71,6 +74,7 @@ def test_four_stages_from_a_base_model(tmp_path):
         one = ["stage=r1_stage1", "run.name=one", init, *data, only_reasoning, *teacher, *sft]
         one += [f"stage.collect.source={tmp_path}/base", "stage.collect.samples_per_prompt=2"]
         one += ["stage.collect.prompts_per_part=4", f"stage.few_shot={examples}"]
+        one += ["data.bad_lines=set_aside"]
         one += ["stage.num_epochs=60"]
         rl = ["stage.num_steps=3", "stage.steps_per_phase=2", "stage.prompts_per_step=2"]
         rl += ["stage.rollouts_per_prompt=2", "optimizer.lr=1e-5"]
@@ -99,6 +103,8 @@ def test_four_stages_from_a_base_model(tmp_path):
     # Every stage that draws prompts says what it drops; one that has its samples draws none.
     repeated = f"1 prompts ask what an earlier line of {prompts} asks, and were dropped"
     assert output.count(repeated) == len([one, two, three, four, nothing])
+    # The few-shot examples are read by both starts of stage 1, which leave out the bad line.
+    assert output.count(f"1 bad lines of {examples} were set aside") == len([one, one])
     # Stage 1: the base solves nothing, the teacher all; a part for each 4 prompts, read once.
     train, heldout = (
         read(tmp_path / "one/data/train.jsonl"),

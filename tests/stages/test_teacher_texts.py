@@ -109,7 +109,8 @@ def test_a_teacher_that_writes_nothing_is_not_a_wrong_answer(tmp_path):
         rewritten = rewrite_right_ones(stage, samples, by_draw, teacher, scorer)
         found = select(rewritten)
         del by_draw[1]
-        asked = select(answer_missing(stage, found, by_draw, teacher, scorer))
+        few_shot = read_samples(stage.few_shot)
+        asked = select(answer_missing(stage, found, by_draw, teacher, scorer, few_shot))
     assert [s["draw"] for s in (*found.kept, *asked.kept)] == [0, 2]
     nothing = "the teacher wrote nothing"
     assert count_reasons(found.dropped) == {"accuracy": 2, nothing: 1}
