@@ -113,7 +113,7 @@ def parse_records(
         parse: raises ValueError with what is wrong with a record.
         what: one record's name in messages, e.g. ``prompt``.
         way_out: said of a file that cannot be opened.
-        max_lines: stops there; None reads the whole file.
+        max_lines: stops there, with or without a record; None reads the whole file.
         bad_lines: gets what is wrong with each line that is left out; None: the first ends it.
     Raises:
         DataError: the file is missing or holds no usable record, or a line is unusable:
@@ -121,8 +121,10 @@ def parse_records(
     """
     records: list[T] = []
     found_bad: list[DataError] = []
+    is_whole = True
     for line in _lines_of_any(Path(path), what, way_out):
         if max_lines is not None and line.number > max_lines:
+            is_whole = False
             break
         try:
             if line.error:
@@ -132,9 +134,9 @@ def parse_records(
             found_bad.append(line.fail(str(error)))
             if bad_lines is None:
                 raise found_bad[0] from error
-    if not records and found_bad:
+    if is_whole and not records and found_bad:
         raise DataError(f"{what} file {path}: all of its lines are bad; the first: {found_bad[0]}")
-    if not records:
+    if is_whole and not records:
         raise DataError(f"{what} file {path} holds no {what}. Write one JSON object a line")
     if bad_lines is not None:
         bad_lines += found_bad

@@ -32,9 +32,7 @@ class Sample:
     """What is known of it, by the keys of `data/lineage.py`."""
 
 
-def read_samples(
-    path: str | Path, *, max_lines: int | None = None, bad_lines: list[DataError] | None = None
-) -> list[Sample]:
+def read_samples(path: str | Path, *, bad_lines: list[DataError] | None = None) -> list[Sample]:
     """The samples of a file, in its order. `bad_lines` as in `parse_records`.
 
     Raises:
@@ -46,7 +44,6 @@ def read_samples(
         lambda record, number: replace(sample_of(record), line=number),
         what="sample",
         way_out="Name a JSONL or Parquet file with prompt and response",
-        max_lines=max_lines,
         bad_lines=bad_lines,
     )
 
