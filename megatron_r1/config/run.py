@@ -108,14 +108,15 @@ class RunConfig:
             if isinstance(self.stage, CollectingConfig):
                 _check_collecting(self, self.stage)
                 _check_waiting(self, world_size)
-            return
-        _check_lengths(self)
-        _check_stage(self)
-        _check_general(self)
-        _check_algo(self)
-        _check_monitor(self)
-        _check_servers(self)
-        _check_waiting(self, world_size)
+        else:
+            _check_lengths(self)
+            _check_stage(self)
+            _check_general(self)
+            _check_algo(self)
+            _check_monitor(self)
+            _check_servers(self)
+            _check_waiting(self, world_size)
+        check_start(self.stage, self.model)
 
     def validate_layout(self, world_size: int) -> None:
         """Check that the model can be laid out over so many ranks.
@@ -125,6 +126,15 @@ class RunConfig:
         """
         _check_degrees(self.parallel, world_size)
         check_model_fits_degrees(self.model, self.parallel)
+
+
+def check_start(stage: StageConfig, model: ModelConfig) -> None:
+    """A stage that goes on from a model has one."""
+    if stage.starts_from and model.init_from is None:
+        raise ConfigError(
+            f"stage={stage.name} starts from {stage.starts_from}: set model.init_from=DIR, a run, "
+            "a checkpoint or a Hugging Face model. stage=tiny_base makes a small one"
+        )
 
 
 _OBJECTIVES: dict[type[StageConfig], tuple[type[ObjectiveConfig], ...]] = {

@@ -30,7 +30,7 @@ _REWRITTEN, _FEW_SHOT = "teacher, rewritten", "teacher, few-shot"
 
 
 def run_r1_stage1(
-    session: Session, stage: R1Stage1Config, run_dir: Path, init_from: Path | None
+    session: Session, stage: R1Stage1Config, run_dir: Path, init_from: Path
 ) -> MegatronStep:
     """Collect, then train, or go on with either, in `run_dir`. Returns the model as it ended."""
     few_shot: list[Sample] = []

@@ -37,7 +37,7 @@ from megatron_r1.types import FinishReason, Prompt, Rollout
 
 
 def run_r1_stage3(
-    session: Session, stage: R1Stage3Config, run_dir: Path, init_from: Path | None
+    session: Session, stage: R1Stage3Config, run_dir: Path, init_from: Path
 ) -> MegatronStep:
     """Sample, then train, or go on with either, in `run_dir`. Returns the model as it ended."""
     if stage.general is not None:  # what is wrong with it is found before hours of sampling

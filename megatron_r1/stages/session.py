@@ -145,15 +145,10 @@ class Session:
             raise
         recorder.close()
 
-    def tokenizer(self, init_from: Path | None) -> Tokenizer:
+    def tokenizer(self, init_from: Path) -> Tokenizer:
         """`data.tokenizer`, or the one that lies beside the checkpoint to start from."""
         if self.config.data.tokenizer is not None:
             return load_tokenizer(Path(self.config.data.tokenizer))
-        if init_from is None:
-            raise ConfigError(
-                "no tokenizer: set data.tokenizer=DIR, or model.init_from=DIR to take the one of a "
-                "checkpoint"
-            )
         return self.tokenizer_of(init_from)
 
     def tokenizer_of(self, model_dir: Path) -> Tokenizer:
