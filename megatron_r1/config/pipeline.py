@@ -20,6 +20,7 @@ class EvaluationStageConfig(StageConfig):
     `evaluation`."""
 
     starts_from: ClassVar[str] = "a model to measure"
+    samples: ClassVar[bool] = True
 
     name: str = "evaluation"
 

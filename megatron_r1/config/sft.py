@@ -86,6 +86,8 @@ class TeacherConfig(JudgeConfig):
 class CollectingConfig(SftConfig):
     """What both stages have that sample first and then train on what they keep."""
 
+    samples: ClassVar[bool] = True
+
     name: str = "collecting"
     collect: CollectConfig = field(default_factory=CollectConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)

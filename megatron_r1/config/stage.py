@@ -44,6 +44,8 @@ class StageConfig:
 
     starts_from: ClassVar[str] = ""
     """What `model.init_from` has to be; empty: the stage makes its own model, or trains none."""
+    samples: ClassVar[bool] = False
+    """Whether a model writes responses, by its own ranks or on servers."""
 
     name: str
     checkpoint_every_steps: int = 100
@@ -63,6 +65,7 @@ class R1ZeroConfig(StageConfig):
     """DeepSeek-R1-Zero: GRPO on rule rewards. Defaults are the paper's (Nature 2025, Methods)."""
 
     starts_from: ClassVar[str] = "a model"
+    samples: ClassVar[bool] = True
 
     name: str = "r1_zero"
     num_steps: int = 10_400
@@ -118,6 +121,8 @@ class TinyBaseConfig(StageConfig):
 @dataclass(kw_only=True)
 class TinyR1ZeroConfig(StageConfig):
     """The quickstart: `tiny_base`, its evaluation, `r1_zero` from it, and the evaluation again."""
+
+    samples: ClassVar[bool] = True
 
     name: str = "tiny_r1_zero"
     base: TinyBaseConfig = field(default_factory=TinyBaseConfig)
