@@ -69,6 +69,12 @@ def with_cache(config: Endpoint, path: Path) -> Endpoint:
     return dataclasses.replace(config, cache_path=str(path))
 
 
+def dropped_row(example: Mapping[str, Any]) -> dict[str, Any]:
+    """How dropped.jsonl names an example; one of a file is the only one of its line."""
+    lineage = example["lineage"]
+    return {"prompt_id": lineage["prompt_id"], "sample": lineage.get("sample", 0)}
+
+
 def write_set(
     directory: Path,
     examples: Sequence[dict[str, Any]],

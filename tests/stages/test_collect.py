@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from megatron_r1.config.judge import JudgeConfig
 from megatron_r1.config.load import load_config
+from megatron_r1.data.samples import read_samples
 from megatron_r1.errors import DataError, EngineError, StoppedEarly
 from megatron_r1.rewards.judge import ask_all
 from megatron_r1.stages import collect
@@ -79,9 +80,11 @@ def test_all_samples_of_stage_3_are_kept_or_dropped_with_a_reason(tmp_path):
         ["stage=r1_stage3", f"stage.collect.source={model}", "stage.reasoning_per_general=1"]
         + [f"stage.general={tmp_path}/general.jsonl"]
     )
-    session = SimpleNamespace(config=config, say=print)
-    prompts = list(BY_DRAW.values())
-    table = write_sft_set(session, config.stage, prompts, parts, data, threading.Event())
+    session = SimpleNamespace(config=config)
+    prompts, general = list(BY_DRAW.values()), read_samples(config.stage.general)
+    table = write_sft_set(
+        session, config.stage, prompts, parts, data, threading.Event(), general=general
+    )
     rows = [line.split("|")[1:3] for line in table.splitlines()[2:]]
     counts = {what.strip(): count.strip() for what, count in rows}
     assert counts == {

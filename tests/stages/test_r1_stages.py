@@ -55,7 +55,7 @@ def test_four_stages_from_a_base_model(tmp_path):
         {"question": "please tell me something long", "response": "something"},
         {"question": "hello", "response": "<answer>hello</answer>"},
     ]
-    others = lines(tmp_path / "general.jsonl", other)
+    others = lines(tmp_path / "general.jsonl", [*other, {"question": "no response"}])
     labelled = [{"prompt": "1 ?", "response": "no" * (n % 2), "safe": n % 2 == 0} for n in (1, 2)]
     for record in labelled:
         record["response"] = record["response"] or "yes"
@@ -84,6 +84,7 @@ def test_four_stages_from_a_base_model(tmp_path):
         three += [f"stage.collect.source={tmp_path}/two", "stage.collect.samples_per_prompt=8"]
         three += [f"stage.general={others}", "stage.collect.judged_datasets=[essays]"]
         three += [f"judge.base_url={endpoint.url}", "stage.reasoning_per_general=0"]
+        three.append("data.bad_lines=set_aside")
         models = [init, "stage.max_tokens=64", "data.template=plain"]
         helpful = ["stage=rm_helpful", "run.name=helpful", *models]
         helpful += [f"stage.examples={lines(tmp_path / 'pairs.jsonl', pairs)}"]
@@ -103,8 +104,9 @@ def test_four_stages_from_a_base_model(tmp_path):
     # Every stage that draws prompts says what it drops; one that has its samples draws none.
     repeated = f"1 prompts ask what an earlier line of {prompts} asks, and were dropped"
     assert output.count(repeated) == len([one, two, three, four, nothing])
-    # The few-shot examples are read by both starts of stage 1, which leave out the bad line.
+    # Each start of stages 1 and 3 reads its other samples once, and leaves out the bad line.
     assert output.count(f"1 bad lines of {examples} were set aside") == len([one, one])
+    assert output.count(f"1 bad lines of {others} were set aside") == len([three])
     # Stage 1: the base solves nothing, the teacher all; a part for each 4 prompts, read once.
     train, heldout = (
         read(tmp_path / "one/data/train.jsonl"),

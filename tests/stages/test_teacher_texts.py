@@ -15,8 +15,8 @@ from megatron_r1.data.samples import read_samples
 from megatron_r1.rewards.scorer import RewardScorer
 from megatron_r1.rewards.teacher import Teacher
 from megatron_r1.stages.collect import FILTERS
+from megatron_r1.stages.general_samples import general_examples
 from megatron_r1.stages.r1_stage1 import answer_missing, rewrite_right_ones, written_by
-from megatron_r1.stages.r1_stage3 import general_examples
 from tests.rewards.builders import prompt_of
 from tests.rewards.judge_server import Reply, judge_server
 
