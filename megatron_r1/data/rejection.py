@@ -12,12 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_r1.rewards.not_graded import not_graded
 from megatron_r1.telemetry.table import render_table
 
 NEEDED = ("accuracy", "judged", "format", "readable")
 """Parts that must be 1 where a sample has them."""
-NOT_GRADED = ("timeout", "worker died")
-"""How `rewards/scorer.py` begins the reason of every part of what it could not score."""
 NOTHING_WRITTEN = "the teacher wrote nothing"
 """A sample's ``fault`` where a teacher refused, was cut off, or did not answer."""
 
@@ -38,8 +37,8 @@ def fault_of(sample: Mapping[str, Any]) -> str:
     if sample.get("fault"):
         return str(sample["fault"])
     parts, reasons = sample["parts"], sample["reasons"]
-    kinds = {reason.partition(",")[0] for reason in reasons.values()}
-    if len(kinds) == 1 and kinds <= set(NOT_GRADED):
+    kinds = {not_graded(reason) for reason in reasons.values()}
+    if len(kinds) == 1 and "" not in kinds:
         return f"not graded: {kinds.pop()}"
     for name in NEEDED:
         if parts.get(name, 1.0) < 1.0:
