@@ -44,6 +44,10 @@ class RolloutConfig:
     longer_factor: int = 2
     max_batch: int = 256
     """Sequences that decode side by side for each data-parallel replica."""
+    max_mismatch: float = 0.5
+    """Mean |difference| of a phase's log-probabilities in engine and trainer, nats a token, above
+    which the run ends: the engine has other weights, or another model. Ours; bfloat16 makes about
+    0.01, a phase of staleness a few hundredths."""
     steps_ahead: int = 0
     """1: servers sample the next rollout phase while the trainer trains on this one. Tokens are
     then up to a phase older than the weights that are trained."""
@@ -77,6 +81,8 @@ class RolloutConfig:
             raise ConfigError(f"rollout.top_k must be >= 0, got {self.top_k}")
         if self.longer_from_step < 0:
             raise ConfigError(f"rollout.longer_from_step must be >= 0, got {self.longer_from_step}")
+        if self.max_mismatch <= 0:
+            raise ConfigError(f"rollout.max_mismatch must be > 0, got {self.max_mismatch}")
         for name in ("max_response_tokens", "max_batch", "longer_factor"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"rollout.{name} must be >= 1, got {getattr(self, name)}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -32,6 +33,7 @@ from megatron_r1.stages.eval_parts import forget_parts, sample_in_parts
 from megatron_r1.stages.session import Session
 from megatron_r1.stages.sft_set import with_cache
 from megatron_r1.telemetry.files import replace_file
+from megatron_r1.telemetry.lock import DirectoryLock
 from megatron_r1.types import Prompt
 
 
@@ -73,11 +75,12 @@ def run_evaluation(session: Session, source: Path) -> dict[str, Any]:
     benchmarks = {name: _benchmark(session, suite, tokenizer) for name, suite in suites.items()}
     policy = session.policy(tokenizer)
     session.load(policy, source)
-    results = {
-        name: _run_suite(session, source, policy, tokenizer, name, suites[name], benchmark)
-        for name, benchmark in benchmarks.items()
-    }
     directory = session.run_dir / "eval"
+    with _alone_in(directory / config.name):
+        results = {
+            name: _run_suite(session, source, policy, tokenizer, name, suites[name], benchmark)
+            for name, benchmark in benchmarks.items()
+        }
 
     def report() -> None:
         table = results_table(results)
@@ -88,6 +91,18 @@ def run_evaluation(session: Session, source: Path) -> dict[str, Any]:
 
     on_main_rank(report)
     return results
+
+
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """No other job evaluates there; one may train in the run directory meanwhile."""
+    locks: list[DirectoryLock] = []
+    on_main_rank(lambda: locks.append(DirectoryLock(directory)))
+    try:
+        yield
+    finally:
+        for lock in locks:
+            lock.close()
 
 
 def _benchmark(session: Session, suite: SuiteConfig, tokenizer: Tokenizer) -> Benchmark:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -24,11 +23,11 @@ from megatron_r1.config.paths import flatten
 from megatron_r1.config.pipeline import PipelineConfig
 from megatron_r1.config.run import RunConfig
 from megatron_r1.errors import RunDirError
-from megatron_r1.telemetry.files import replace_file
+from megatron_r1.telemetry.files import replace_file, write_json
+from megatron_r1.telemetry.lock import LOCK, DirectoryLock
 
 Inputs = Mapping[str, Mapping[str, Any]]
 """Setting -> its path, and what was there: `checkpoint/artifacts.py`."""
-_LOCK = ".lock"
 _REPLACED = ".replaced"
 """Where `run.overwrite` puts what there was, until the new run has made something."""
 _REPLACED_FOR = ".replaced_for"
@@ -59,7 +58,7 @@ HOW_NOT_WHAT = (
     *(f"{who}.{name}" for who in ("judge", "teacher") for name in _ASKING),
     *(f"rollout.{name}" for name in ("urls", "router_url", "host", "port", "num_servers")),
     *(f"rollout.{name}" for name in ("tensor", "expert", "attention_data", "max_restarts")),
-    "rollout.check_weights_every",
+    *(f"rollout.{name}" for name in ("check_weights_every", "max_mismatch")),
     *(f"rollout.{name}_s" for name in ("start_timeout", "request_timeout", "give_up")),
     *(f"rollout.{name}_s" for name in ("health_every", "health_timeout", "publish_timeout")),
 )
@@ -82,12 +81,7 @@ class RunDir:
         """
         self.path = config.run.dir
         self._inputs = inputs or {}
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / _LOCK).open("a+")
-        except OSError as error:
-            raise RunDirError(f"the run directory {self.path} cannot be made: {error}") from error
-        self._take_lock()
+        self._lock = DirectoryLock(self.path)
         if config.run.overwrite and not self._is_started_again():
             self._set_aside()
         self._check_same_run(config)
@@ -117,22 +111,6 @@ class RunDir:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            owner = self._lock.read().strip() or "another process"
-            self._lock.close()
-            raise RunDirError(
-                f"{self.path} is in use by {owner}. Wait for it, stop it, or choose another "
-                "run.name"
-            ) from None
-        self._lock.seek(0)
-        self._lock.truncate()
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._lock.flush()
-
     def _check_same_run(self, config: RunConfig) -> None:
         """A run goes on under the configuration it began with; lengths and layout may change."""
         saved_file = self.path / "config.yaml"
@@ -146,7 +124,7 @@ class RunDir:
             raise RunDirError(
                 f"{saved_file} cannot be read: {error}. Restore it, or run.overwrite=true"
             ) from error
-        own = flatten(OmegaConf.to_container(OmegaConf.create(to_yaml(config))))
+        own = _settings(config)
         changed = [
             f"{key}: {saved.get(key)} -> {own.get(key)}"
             for key in sorted(saved.keys() | own.keys())
@@ -161,20 +139,25 @@ class RunDir:
 
     def _check_same_files(self) -> None:
         """What a run has learned from a file is half of it; the other half is to come from it."""
-        try:
-            before = json.loads((self.path / "manifest.json").read_text()).get("inputs", {})
-        except (OSError, ValueError, AttributeError):
-            return  # it says nothing of them
-        for setting, now in self._inputs.items():
-            known = before.get(setting, {}).get("sha256")
-            if _may_change(setting) or None in (known, now.get("sha256")):
+        for setting, before in self._inputs_before().items():
+            known, now = before.get("sha256"), self._inputs.get(setting, {}).get("sha256")
+            if _may_change(setting) or None in (known, now):
                 continue
-            if known != now["sha256"]:
+            if known != now:
                 raise RunDirError(
-                    f"{setting} = {now['path']} is not the file that the run in {self.path} began "
-                    f"with (SHA-256 {known[:12]} -> {now['sha256'][:12]}). Restore it, choose "
-                    "another run.name, or run.overwrite=true to start over"
+                    f"{setting} = {before['path']} is not the file that the run in {self.path} "
+                    f"began with (SHA-256 {known[:12]} -> {now[:12]}). Restore it, choose another "
+                    "run.name, or run.overwrite=true to start over"
                 )
+
+    def _inputs_before(self) -> Inputs:
+        """What the last start read, where it made something; nothing where that is not known."""
+        if not self._holds(*_BEGINS):
+            return {}
+        try:
+            return json.loads((self.path / "manifest.json").read_text())["inputs"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
 
     def _holds(self, *patterns: str) -> bool:
         """Whether a file was made that one of `patterns` names; what was set aside counts not."""
@@ -208,7 +191,7 @@ class RunDir:
 
     def _entries(self) -> list[Path]:
         """What the run holds, without what this class keeps in its directory."""
-        own = (_LOCK, _REPLACED, _REPLACED_FOR)
+        own = (LOCK, _REPLACED, _REPLACED_FOR)
         return [entry for entry in self.path.iterdir() if entry.name not in own]
 
     def _delete_entries(self) -> None:
@@ -219,10 +202,16 @@ class RunDir:
                 entry.unlink()
 
     def _write(self, config: RunConfig) -> None:
+        # A file that is missing now, which its reader will say, is still what the run began with.
+        settings, before = _settings(config), self._inputs_before()
+        missing = {key: row for key, row in before.items() if settings.get(key) == row["path"]}
         with replace_file(self.path / "config.yaml") as draft:
             draft.write_text(to_yaml(config))
-        with replace_file(self.path / "manifest.json") as draft:
-            draft.write_text(json.dumps(manifest(config, self._inputs), indent=1) + "\n")
+        write_json(self.path / "manifest.json", manifest(config, {**missing, **self._inputs}))
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    return flatten(OmegaConf.to_container(OmegaConf.create(to_yaml(config))))
 
 
 def _may_change(setting: str) -> bool:

@@ -17,6 +17,7 @@ from megatron_r1.checkpoint.record import REFERENCE
 from megatron_r1.checkpoint.store import LoopState
 from megatron_r1.config.algo import AlgoConfig, KlPenaltyConfig, KlPlace
 from megatron_r1.config.stage import R1ZeroConfig
+from megatron_r1.errors import EngineError
 from megatron_r1.monitor.rules import Finding
 from megatron_r1.parallel.exchange import sum_pairs
 from megatron_r1.trainers.forward_passes import row_logprobs
@@ -39,6 +40,7 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
     """Go on from `state` to `config.stage.num_steps` updates. Every rank of the job calls it.
 
     Raises:
+        EngineError: engine and trainer do not compute the same, see `check_mismatch`.
         RewardHackError: the monitor's stop rule ended the run, after a checkpoint.
         StoppedEarly: a signal did.
     """
@@ -82,6 +84,7 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
         for minibatch in minibatches:
             with recorder.timed("time/update_s"):
                 result = update(minibatch, parts, config, state)
+            check_mismatch(result, config.rollout.max_mismatch)
             state = dataclasses.replace(state, step=state.step + 1)
             recorder.step(state.step, result)
             job.step_made(state.step, recorder.last_times_s.get("time/own_rollout_s", 0.0))
@@ -214,6 +217,25 @@ def update_policy(
         num_sequences=minibatch.num_rollouts,
         on_micro_batch=parts.recorder.on_micro_batch("update"),
     )
+
+
+def check_mismatch(result: StepResult, limit: float) -> None:
+    """End a run whose engine samples from something else than what is trained; the checkpoint
+    before it stands.
+
+    Args:
+        limit: nats a token, `rollout.max_mismatch`.
+    Raises:
+        EngineError: on every rank.
+    """
+    gap = result.metrics.get("mismatch/logprob_abs_mean", 0.0)
+    if gap > limit:
+        raise EngineError(
+            f"engine and trainer differ by {gap:.3g} nats a token in the log-probabilities of what "
+            f"was sampled, more than rollout.max_mismatch = {limit}: the engine has other weights, "
+            "or computes another model. Nothing was saved since the last checkpoint; "
+            "docs/servers.md says what to compare"
+        )
 
 
 def save(parts: RlParts, state: LoopState) -> None:

@@ -46,6 +46,8 @@ def test_a_run_knows_its_data_and_its_parent(tmp_path):
     start()  # nothing was learned yet
     (tmp_path / "sft/metrics.jsonl").write_text('{"step": 1}\n')
     start()
+    examples.unlink()
+    start()  # its reader says that it is missing; what the run began with is known still
     examples.write_text('{"prompt": "1", "response": "4"}\n')
     with pytest.raises(RunDirError, match=r"stage.examples = .* is not the file that the run in "):
         start()

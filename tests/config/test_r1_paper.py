@@ -35,7 +35,13 @@ RUNS = {
 }
 MACHINERY = (
     *(".checkpoint_every_steps", ".keep_checkpoints", "_s", ".max_retries", ".max_parallel"),
-    *("rollout.max_batch", "rollout.steps_ahead", ".problems_per_part", ".seed"),
+    *(
+        "rollout.max_batch",
+        "rollout.max_mismatch",
+        "rollout.steps_ahead",
+        ".problems_per_part",
+        ".seed",
+    ),
 )
 """Ends of settings that a machine asks for, and that change nothing of what is learned."""
 _RL = ("stage", "optimizer", "algo", "rollout", "reward.weights", "reward.mixes")

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from megatron_r1.errors import RunDirError
+from megatron_r1.telemetry.lock import DirectoryLock
 from tests.stages.run_results import assert_same, metrics, steady
 
 ROOT = Path(__file__).parents[2]
@@ -130,6 +132,8 @@ def test_an_evaluation_that_is_warned_goes_on_where_it_was(tmp_path, untouched):
     warned = evaluate()
     while not (parts / "part_00000.json").exists() and warned.poll() is None:
         time.sleep(0.01)
+    with pytest.raises(RunDirError, match=f"in use by process {warned.pid}"):
+        DirectoryLock(parts.parent)
     warned.send_signal(signal.SIGUSR1)
     said, _ = warned.communicate(timeout=300)
     assert warned.returncode == 75, said[-3000:]

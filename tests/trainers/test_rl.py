@@ -19,6 +19,7 @@ from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.reward import Reads
 from megatron_r1.data.prompts import open_prompts
 from megatron_r1.data.scored_rows import scored_row
+from megatron_r1.errors import EngineError
 from megatron_r1.models.weight_bank import WeightBank
 from megatron_r1.rewards.registry import RULES
 from megatron_r1.rewards.scorer import RewardScorer
@@ -179,6 +180,15 @@ def test_the_update_sees_the_temperature_of_the_samples(one_rank, tokenizer, toy
     assert first["mismatch/logprob_abs_mean"] < 1e-5
     assert first["algo/ratio_mean"] == pytest.approx(1, abs=1e-5)
     assert first["algo/kl_ref"] == pytest.approx(0, abs=1e-8)
+
+
+def test_a_run_ends_where_engine_and_trainer_compute_other_things(
+    one_rank, tokenizer, toy_rule, tmp_path
+):
+    # Decoding with a cache adds up in another order: some 1e-7 nats.
+    with pytest.raises(EngineError, match=r"differ by .*e-0. nats.* rollout.max_mismatch = 1e-12"):
+        train(one_rank, tokenizer, tmp_path / "run", "rollout.max_mismatch=1e-12")
+    assert CheckpointStore(tmp_path / "run", keep=1, tokenizer_dir=None).latest() is None
 
 
 def test_responses_may_be_longer_from_a_step_on(one_rank, tokenizer, toy_rule, tmp_path):
