@@ -131,7 +131,7 @@ def quantize(
             POWER_OF_TWO=power_of_two,
             HAS_KEPT=kept_rc is not None,
             EMULATE=is_interpreted(),
-            num_warps=8 if tile[0] > 1 else 4,
+            num_warps=8,
         )
     return codes_RC, scales_rc
 
