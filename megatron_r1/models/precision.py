@@ -18,7 +18,7 @@ grouped experts.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -70,15 +70,23 @@ class Installed:
 
     transformer_engine: bool
     apex: bool
+    engine_problem: str = ""
+    """Why Transformer Engine cannot be taken."""
+    apex_problem: str = ""
 
     @staticmethod
     def on(device: torch.device) -> Installed:
-        """Both need a GPU."""
-        is_cuda = device.type == "cuda"
-        return Installed(
-            transformer_engine=is_cuda and _is_there("transformer_engine"),
-            apex=is_cuda and _is_there("amp_C") and _is_there("apex"),
-        )
+        """Both need a GPU, and to be imported."""
+        if device.type != "cuda":
+            problem = f"the device is {device.type}"
+            return Installed(False, False, engine_problem=problem, apex_problem=problem)
+        engine, apex = _problem_of(*ENGINE_MODULES), _problem_of(*APEX_MODULES)
+        return Installed(not engine, not apex, engine_problem=engine, apex_problem=apex)
+
+
+ENGINE_MODULES = ("transformer_engine.pytorch",)
+APEX_MODULES = ("apex.normalization", "apex.optimizers", "amp_C", "fused_layer_norm_cuda")
+"""The package named apex on PyPI, and NVIDIA's that was built without CUDA, lack some of them."""
 
 
 def parts_name(precision: PrecisionConfig, installed: Installed) -> str:
@@ -92,7 +100,9 @@ def parts_name(precision: PrecisionConfig, installed: Installed) -> str:
     if precision.fp8 in _RECIPES:
         if not installed.transformer_engine or precision.parts is Parts.plain:
             reason = (
-                "precision.parts is plain" if installed.transformer_engine else "it is not here"
+                "precision.parts is plain"
+                if installed.transformer_engine
+                else f"it cannot be had here ({installed.engine_problem})"
             )
             raise ConfigError(
                 f"precision.fp8 = {precision.fp8.value} is computed by Transformer Engine on a "
@@ -231,5 +241,11 @@ def _apex() -> LayerParts:
     )
 
 
-def _is_there(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
+def _problem_of(*modules: str) -> str:
+    """Why one of them cannot be imported; empty where all can."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            return f"{type(error).__name__}: {error}"
+    return ""
