@@ -138,7 +138,7 @@ def inspect_layers() -> str:
 
     device = prepare().device
     from megatron_r1.config.precision import PrecisionConfig
-    from megatron_r1.models.precision import Installed, parts_name
+    from megatron_r1.models.precision import Installed, fit_names, parts_name
 
     installed = Installed.on(device)
     taken = parts_name(PrecisionConfig(), installed)
@@ -146,6 +146,8 @@ def inspect_layers() -> str:
     if device.type != "cuda":
         return found
     problems = {"Transformer Engine": installed.engine_problem, "Apex": installed.apex_problem}
+    problems |= {f"fp8 = {fp8.value}": reason for fp8, reason in installed.unfit.items()}
+    found += f"; precision={', '.join(fit_names(installed))}"
     return "; ".join([found, *(f"no {name}: {why}" for name, why in problems.items() if why)])
 
 

@@ -37,6 +37,11 @@ except ImportError as error:
         "Install it, for this torch and CUDA: pip install --no-build-isolation "
         "'transformer-engine[pytorch]>=2.10'"
     )
+from transformer_engine.pytorch.fp8 import check_fp8_block_scaling_support
+
+is_fit, reason = check_fp8_block_scaling_support()
+if not is_fit:
+    print(f"tests: -m gpu: tests of precision=fp8_block are skipped: {reason}", file=sys.stderr)
 CHECK
 fi
 

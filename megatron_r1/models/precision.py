@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import importlib
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -73,6 +74,8 @@ class Installed:
     engine_problem: str = ""
     """Why Transformer Engine cannot be taken."""
     apex_problem: str = ""
+    unfit: Mapping[Fp8, str] = field(default_factory=dict)
+    """What Transformer Engine cannot compute on this device, and its reason."""
 
     @staticmethod
     def on(device: torch.device) -> Installed:
@@ -81,10 +84,17 @@ class Installed:
             problem = f"the device is {device.type}"
             return Installed(False, False, engine_problem=problem, apex_problem=problem)
         engine, apex = _problem_of(*ENGINE_MODULES), _problem_of(*APEX_MODULES)
-        return Installed(not engine, not apex, engine_problem=engine, apex_problem=apex)
+        return Installed(
+            not engine,
+            not apex,
+            engine_problem=engine,
+            apex_problem=apex,
+            unfit={} if engine else _unfit_recipes(),
+        )
 
 
-ENGINE_MODULES = ("transformer_engine.pytorch",)
+# Megatron-Core 0.16 takes autocasting from the second.
+ENGINE_MODULES = ("transformer_engine.pytorch", "transformer_engine.pytorch.fp8")
 APEX_MODULES = ("apex.normalization", "apex.optimizers", "amp_C", "fused_layer_norm_cuda")
 """The package named apex on PyPI, and NVIDIA's that was built without CUDA, lack some of them."""
 
@@ -110,12 +120,26 @@ def parts_name(precision: PrecisionConfig, installed: Installed) -> str:
                 "precision.parts=auto. Without: precision=fp8_block_sim computes the numbers of "
                 "fp8_block on any device, and precision=bf16 does without FP8"
             )
+        if precision.fp8 in installed.unfit:
+            raise ConfigError(
+                f"precision.fp8 = {precision.fp8.value}: Transformer Engine cannot compute it on "
+                f"this device ({installed.unfit[precision.fp8]}). fp8_block needs a Hopper GPU or "
+                "later and a torch built for CUDA 12.9 or later, fp8_tensor Ada or later, mxfp8 "
+                f"Blackwell. Here: precision={', '.join(fit_names(installed))}"
+            )
         return "transformer_engine"
     if precision.parts is Parts.plain:
         return "plain"
     if installed.transformer_engine:
         return "transformer_engine"
     return "apex" if installed.apex else "plain"
+
+
+def fit_names(installed: Installed) -> list[str]:
+    """Files of conf/precision/ that this device can compute, of those that are not float32."""
+    names = {Fp8.block: "fp8_block", Fp8.tensor: "fp8_tensor", Fp8.mxfp8: "mxfp8"}
+    fit = [name for fp8, name in names.items() if fp8 not in installed.unfit]
+    return [*(fit if installed.transformer_engine else []), "fp8_block_sim", "bf16"]
 
 
 def layer_parts(precision: PrecisionConfig, installed: Installed) -> LayerParts:
@@ -239,6 +263,21 @@ def _apex() -> LayerParts:
         norm=ApexNorm,
         latent_norm=ApexLatentNorm,
     )
+
+
+def _unfit_recipes() -> dict[Fp8, str]:
+    from transformer_engine.pytorch.fp8 import (
+        check_fp8_block_scaling_support,
+        check_fp8_support,
+        check_mxfp8_support,
+    )
+
+    answers = {
+        Fp8.block: check_fp8_block_scaling_support(),
+        Fp8.tensor: check_fp8_support(),
+        Fp8.mxfp8: check_mxfp8_support(),
+    }
+    return {fp8: reason for fp8, (is_fit, reason) in answers.items() if not is_fit}
 
 
 def _problem_of(*modules: str) -> str:

@@ -303,7 +303,7 @@ def packages(monkeypatch, tmp_path):
     def write(**sources: str) -> None:
         for name, source in sources.items():
             path = tmp_path / f"{name.replace('__', '/')}.py"
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(source)
         importlib.invalidate_caches()
 
@@ -331,6 +331,27 @@ def test_what_cannot_be_imported_is_not_installed(packages):
         parts_name(precision(Fp8.block), found)
     packages(fused_layer_norm_cuda="")
     assert parts_name(precision(), Installed.on(gpu)) == "apex"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the real one may be here")
+def test_a_device_that_cannot_compute_a_recipe_is_told_before_a_model_is_built(packages):
+    """Transformer Engine's answers on a Hopper GPU under CUDA 12.8."""
+    answers = {
+        "check_fp8_support": (True, ""),
+        "check_fp8_block_scaling_support": (False, "requires CUDA >= 12.9."),
+        "check_mxfp8_support": (False, "10.0 or higher required"),
+    }
+    source = "".join(f"def {name}():\n    return {said!r}\n" for name, said in answers.items())
+    packages(transformer_engine__pytorch__fp8=source)
+    found = Installed.on(torch.device("cuda"))
+    assert found.transformer_engine
+    assert set(found.unfit) == {Fp8.block, Fp8.mxfp8}
+    assert parts_name(precision(Fp8.tensor), found) == "transformer_engine"
+    wayout = r"Here: precision=fp8_tensor, fp8_block_sim, bf16$"
+    with pytest.raises(ConfigError, match=rf"block: .*\(requires CUDA >= 12.9.\).*{wayout}"):
+        parts_name(precision(Fp8.block), found)
+    with pytest.raises(ConfigError, match=rf"mxfp8: .*\(10.0 or higher required\).*{wayout}"):
+        parts_name(precision(Fp8.mxfp8), found)
 
 
 @pytest.mark.parametrize("name", ["fp8_block", "fp8_tensor", "mxfp8"])

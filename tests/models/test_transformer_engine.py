@@ -12,6 +12,7 @@ from megatron_r1.algos.sft import sft_loss
 from megatron_r1.checkpoint.store import CheckpointStore, LoopState
 from megatron_r1.config.load import load_config
 from megatron_r1.config.optimizer import OptimizerConfig
+from megatron_r1.models.precision import Installed
 from megatron_r1.trainers.megatron_step import MegatronStep
 from tests.models.builders import checkpoint_keys
 from tests.rollout.test_inprocess import generate, prompts
@@ -31,6 +32,9 @@ MODELS = ["tiny_dense", "tiny_v3", "tiny_qwen3_moe"]
 
 def step_of(one_rank, model: str, *overrides: str, **optimizer) -> MegatronStep:
     config = load_config([f"model={model}", "rollout.max_response_tokens=64", *overrides])
+    unfit = Installed.on(one_rank.host.device).unfit
+    if config.precision.fp8 in unfit:
+        pytest.skip(unfit[config.precision.fp8])
     return MegatronStep(one_rank.policy(config), OptimizerConfig(**optimizer))
 
 
