@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_r1.algos.shapes import check_same_shape
+from r1_kernels.backend import Backend
 from r1_kernels.logit_rows import combine_shards, logit_gradient, logit_statistics
 
 CHUNK_ELEMENTS = 1 << 24
@@ -51,7 +52,8 @@ def target_logprobs(
     """Log-probability of targets_T[t], and entropy, under the logits of the same column t.
 
     Not token-aligned: see the head of this module. The vocabulary is never gathered: ranks exchange
-    four numbers per column, in two all-reduces.
+    four numbers per column, in two all-reduces. By plain PyTorch on any device, whatever R1_KERNELS
+    says: this is what `r1_kernels.token_logprobs` is compared with.
 
     Args:
         logits_Tv: columns vocab_start .. vocab_start + v of the vocabulary, any float dtype; the
@@ -82,7 +84,11 @@ class _TargetLogprobs(torch.autograd.Function):
         columns_T = targets_T - vocab_start
         chunks = [
             logit_statistics(
-                logits_Tv[rows], columns_T[rows], scale=ctx.scale, num_valid=ctx.num_valid
+                logits_Tv[rows],
+                columns_T[rows],
+                scale=ctx.scale,
+                num_valid=ctx.num_valid,
+                backend=Backend.reference,
             )
             for rows in row_chunks(logits_Tv)
         ]
@@ -106,6 +112,7 @@ class _TargetLogprobs(torch.autograd.Function):
                 grad_logprobs_T[rows],
                 scale=ctx.scale,
                 num_valid=ctx.num_valid,
+                backend=Backend.reference,
             )
         return grad_Tv, None, None, None, None, None
 
