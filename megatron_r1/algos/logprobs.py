@@ -57,7 +57,8 @@ def target_logprobs(
 
     Args:
         logits_Tv: columns vocab_start .. vocab_start + v of the vocabulary, any float dtype; the
-            only input that carries a gradient. A logit of -inf is a token of probability 0.
+            only input that carries a gradient. A logit of -inf is a token of probability 0; a row
+            of nothing else has NaN for results and gradients.
         targets_T: int64. One that lies outside the vocabulary gets -inf.
         temperature: what the logits are divided by, > 0.
         vocab_size: columns of the vocabulary from this one on are padding, of probability 0.
@@ -82,17 +83,17 @@ class _TargetLogprobs(torch.autograd.Function):
         ctx.scale = 1.0 / temperature
         ctx.num_valid = None if vocab_size is None else max(vocab_size - vocab_start, 0)
         columns_T = targets_T - vocab_start
-        chunks = [
-            logit_statistics(
+        dtype = torch.promote_types(logits_Tv.dtype, torch.float32)
+        statistics_4T = logits_Tv.new_empty(4, logits_Tv.shape[0], dtype=dtype)
+        for rows in row_chunks(logits_Tv):
+            statistics_4T[:, rows] = logit_statistics(
                 logits_Tv[rows],
                 columns_T[rows],
                 scale=ctx.scale,
                 num_valid=ctx.num_valid,
                 backend=Backend.reference,
             )
-            for rows in row_chunks(logits_Tv)
-        ]
-        peak_T, log_sum_T, entropy_T, target_T = combine_shards(torch.cat(chunks, dim=1), group)
+        peak_T, log_sum_T, entropy_T, target_T = combine_shards(statistics_4T, group)
         ctx.save_for_backward(logits_Tv, columns_T, peak_T, log_sum_T)
         ctx.mark_non_differentiable(entropy_T)
         return target_T - peak_T - log_sum_T, entropy_T

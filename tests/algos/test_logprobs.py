@@ -235,3 +235,10 @@ def test_the_plain_way_is_plain_pytorch_whatever_computes_elsewhere(monkeypatch)
     assert_close(logprobs_T, expected_T, rtol=1e-13, atol=1e-13)
     gradients = [torch.autograd.grad(x.sum(), logits_TV)[0] for x in (logprobs_T, expected_T)]
     assert_close(*gradients, rtol=1e-13, atol=1e-13)
+
+
+def test_no_tokens_have_no_logprobs():
+    logits_TV = torch.zeros(0, 5, requires_grad=True)
+    logprobs_T, entropy_T = target_logprobs(logits_TV, torch.zeros(0, dtype=torch.int64))
+    logprobs_T.sum().backward()
+    assert logprobs_T.shape == entropy_T.shape == (0,) and logits_TV.grad.shape == (0, 5)

@@ -35,6 +35,10 @@ def _scale_of(largest, POWER_OF_TWO: tl.constexpr):
     if POWER_OF_TWO:
         bits = scale.to(tl.int32, bitcast=True) + 0x007FFFFF
         scale = (bits & 0x7F800000).to(tl.float32, bitcast=True)
+        # 2^119, unless it is infinite.
+        scale = tl.where(
+            (scale > 6.646139978924579e35) & (scale < float("inf")), 6.646139978924579e35, scale
+        )
     return tl.where(largest == 0, 1.0, scale)
 
 
