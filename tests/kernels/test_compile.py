@@ -88,6 +88,19 @@ def test_hardware_converts_to_fp8_and_minima_keep_a_nan(kernels, architecture):
         assert (kernel["nan_minima"] > 0) == (kernel["kernel"] == "_loss_kernel"), kernel
 
 
+@pytest.mark.parametrize("architecture", [HOPPER, BLACKWELL])
+def test_powers_of_two_divide_once_a_tile_and_not_once_a_number(kernels, architecture):
+    divisions = {
+        kernel["launch"]: kernel["divisions"]
+        for kernel in kernels
+        if kernel["architecture"] == architecture
+    }
+    for name in ("tiles", "blocks"):  # the largest number by 448, and 1 by the scale
+        assert divisions[f"quantise bfloat16 {name}, powers of two"] == 2
+    # By another scale only a division rounds as the definition does: of 16 numbers of a thread.
+    assert divisions["quantise bfloat16 tiles, float32 scales"] > 16
+
+
 def test_fp8_begins_where_the_switch_says(kernels):
     """On an older GPU `auto` takes plain PyTorch for FP8, and Triton for all else."""
     older = [kernel for kernel in kernels if kernel["architecture"] == BEFORE_FP8]

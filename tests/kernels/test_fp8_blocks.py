@@ -234,6 +234,32 @@ def test_float16_gives_the_same_bytes_with_kept_scales_too(tile, device):
     assert torch.equal(*again)
 
 
+@pytest.mark.parametrize("tile", TILES)
+def test_hard_numbers_get_the_same_bytes_at_powers_of_two(tile, device):
+    """The reference divides, Triton multiplies by the reciprocal: of numbers of every exponent
+    from the least subnormal on, of midpoints between codes and their neighbours, beside scales of
+    every exponent, and of tiles that are not finite."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (1024 if tile[0] > 1 else 256, 1024)
+    bits = torch.randint(0, 0x7F800000, shape, generator=generator, dtype=torch.int32)
+    anywhere = bits.view(torch.float32) * torch.where(bits % 2 == 0, 1.0, -1.0)
+    codes = torch.arange(0x7F, dtype=torch.uint8).view(FP8).float()
+    middle = (codes[1:] + codes[:-1]) / 2
+    hard = torch.cat([middle, middle.nextafter(codes[1:]), middle.nextafter(codes[:-1])])
+    drawn = hard[torch.randint(0, len(hard), shape, generator=generator)]
+    drawn[:, ::128] = 448.0  # so that the scale is the power below
+    rows = torch.arange(shape[0]) // tile[0]
+    near = drawn * torch.exp2((rows * 31 % 243 - 123).float())[:, None]
+    for x in (anywhere, near, 0.75 * near):
+        x[0, 130], x[-1, 900] = torch.inf, torch.nan
+        expected, actual = (
+            quantize(x.to(device), tile=tile, power_of_two=True, backend=backend)
+            for backend in (Backend.reference, Backend.triton)
+        )
+        assert torch.equal(actual[1].nan_to_num(-1.0), expected[1].nan_to_num(-1.0))
+        assert same_bytes(actual[0], expected[0])
+
+
 def test_what_is_kept_is_within_the_format():
     """A code has 3 bits after the leading one: half a step is 2^-4 of a number, and below 2^-6 of
     the scale 2^-10 of it."""
