@@ -14,7 +14,7 @@ from megatron_r1.telemetry.table import render_table
 
 FORM = {"format": "format", "language": "language consistency", "readable": "readability"}
 """Rules that look at how a response is written, and their rows."""
-_MARKS = ("#8c8c8c", "#2f6fb7", "#7a5bb5", "#c8701f", "#2e8b57", "#b23a48", "#4b5563", "#0f766e")
+_MARKS = "#8c8c8c #2f6fb7 #7a5bb5 #c8701f #2e8b57 #b23a48 #4b5563 #0f766e #d9579b".split()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 from pathlib import Path
 
+from megatron_r1.config.checks.stage import check_start
 from megatron_r1.config.curation import CurateStageConfig
 from megatron_r1.config.pipeline import EvaluationStageConfig, PipelineConfig, TinyWorldStageConfig
 from megatron_r1.config.r1 import R1Stage2Config, R1Stage4Config
@@ -22,7 +23,6 @@ from megatron_r1.config.stage import (
     TinyR1ZeroConfig,
 )
 from megatron_r1.data.prompts import check_source
-from megatron_r1.errors import ConfigError
 from megatron_r1.rewards.mix import rules_of
 
 _TRAINED_FROM_A_MODEL: dict[type[StageConfig], str] = {
@@ -101,8 +101,7 @@ def run_stage(config: RunConfig) -> None:
 
 def _with_model_of(config: RunConfig) -> RunConfig:
     """The shape of a model that is measured comes from its own files."""
-    if config.model.init_from is None:
-        raise ConfigError("stage=evaluation measures a model: set model.init_from=DIR")
+    check_start(config.stage, config.model)
     from megatron_r1.stages.evaluation import model_of
 
     return dataclasses.replace(config, model=model_of(Path(config.model.init_from)))

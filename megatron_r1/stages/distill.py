@@ -7,8 +7,8 @@ from pathlib import Path
 from megatron_r1.checkpoint.hf_coverage import is_hf_directory
 from megatron_r1.checkpoint.hf_weights import HfWeights
 from megatron_r1.checkpoint.record import read_state, resolve_checkpoint, saved_config
+from megatron_r1.config.checks.layout import check_model_fits_degrees
 from megatron_r1.config.model import ModelConfig
-from megatron_r1.config.run import check_model_fits_degrees
 from megatron_r1.config.stage import DistillConfig
 from megatron_r1.data.examples import Example
 from megatron_r1.data.tokenizer import Tokenizer
@@ -22,14 +22,9 @@ from megatron_r1.trainers.supervised import SupervisedParts
 
 
 def run_distill(
-    session: Session, stage: DistillConfig, run_dir: Path, init_from: Path | None
+    session: Session, stage: DistillConfig, run_dir: Path, init_from: Path
 ) -> MegatronStep:
     """Train, or go on training, in `run_dir`. Returns the student as it ended."""
-    if init_from is None:
-        raise ConfigError(
-            "stage=distill starts from a student: set model.init_from=DIR, a run, a checkpoint or "
-            "a Hugging Face model"
-        )
     config = session.config
     tokenizer = session.tokenizer(init_from)
 

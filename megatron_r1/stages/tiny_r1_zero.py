@@ -8,9 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from megatron_r1.config.reward import RewardConfig
 from megatron_r1.config.stage import TinyR1ZeroConfig
-from megatron_r1.data.prompts import open_prompts
 from megatron_r1.evaluation.runner import summarise
 from megatron_r1.parallel.exchange import on_main_rank
 from megatron_r1.rollout.engine import SamplingParams
@@ -70,13 +68,8 @@ def evaluate_once(
     started_s = time.monotonic()
     config = session.config
     tokenizer = session.tokenizer(model_dir)
-    prompts = open_prompts(config.data, tokenizer, seed=config.run.seed)
-    questions = prompts.heldout_prompts(stage.evaluation.num_problems)
-    rules = RewardConfig(
-        weights={"accuracy": 1.0, "format": 1.0},
-        num_workers=config.reward.num_workers,
-        timeout_s=config.reward.timeout_s,
-    )
+    questions = session.prompts(tokenizer).heldout_prompts(stage.evaluation.num_problems)
+    rules = config.reward.measuring(["accuracy", "format"])
     params = SamplingParams(
         num_samples=stage.evaluation.samples_per_problem,
         max_response_tokens=config.rollout.max_response_tokens,

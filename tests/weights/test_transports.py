@@ -133,5 +133,6 @@ def test_every_pair_of_layouts(family, engine, world_size, tokenizer, tmp_path):
         pytest.skip("a dense model has no experts to spread")
     rounds: list[Round] = [(way, layout, None) for way in WAYS for layout in layouts]
     # What the server holds is compared with the first round's files here, at every publish.
-    settings = [*ENGINES[engine], "rollout.start_files_every=0"]
+    settings = ["rollout.start_files_every=0", "algo.rollout_correction_cap=2.0"]
+    settings += ENGINES[engine]
     check(run(family, settings, world_size, rounds, tokenizer, tmp_path, NUM_PUBLISHES))

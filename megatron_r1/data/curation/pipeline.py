@@ -6,19 +6,18 @@ duplicate always has its twin in the output.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from megatron_r1 import __version__
-from megatron_r1.config.curation import CurationConfig, OnBadLine
+from megatron_r1.config.curation import CurationConfig
+from megatron_r1.config.data import BadLines
+from megatron_r1.config.plain import as_plain
 from megatron_r1.data.curation.decontaminate import Contamination
 from megatron_r1.data.curation.difficulty import Difficulty
 from megatron_r1.data.curation.exact import ExactDuplicates
@@ -27,7 +26,7 @@ from megatron_r1.data.curation.near_duplicates import NearDuplicates
 from megatron_r1.data.curation.report import CurationReport, StepCount
 from megatron_r1.data.records import Line, file_name, line_id, read_lines
 from megatron_r1.errors import ConfigError, DataError
-from megatron_r1.telemetry.files import replace_file
+from megatron_r1.telemetry.files import replace_file, sha256_of
 
 
 class Step(Protocol):
@@ -45,7 +44,7 @@ def curate(inputs: Sequence[Path], output: Path, config: CurationConfig) -> Cura
 
         train.jsonl            what is kept, each example with its lineage
         train.dropped.jsonl    step, file, line and reason of each example that is not
-        train.rejected.jsonl   lines that are no example, as they stand (on_bad_line=set_aside)
+        train.rejected.jsonl   lines that are no example, as they stand (bad_lines=set_aside)
         train.manifest.json    files with their hashes, configuration, counts and statistics
 
     The same inputs and configuration give the same bytes.
@@ -82,12 +81,12 @@ def curate(inputs: Sequence[Path], output: Path, config: CurationConfig) -> Cura
             raise DataError(f"nothing is kept for {output}:\n{report.describe()}")
         manifest = {
             "program": f"megatron-r1 {__version__}",
-            "config": _plain(dataclasses.asdict(config)),
+            "config": as_plain(config),
             "inputs": [
-                {"path": path, "lines": lines, "sha256": _sha256(Path(path))}
+                {"path": path, "lines": lines, "sha256": sha256_of(Path(path))}
                 for path, lines in num_lines.items()
             ],
-            "output": {"path": str(output), "sha256": _sha256(drafts["kept"])},
+            "output": {"path": str(output), "sha256": sha256_of(drafts["kept"])},
             **report.to_json(),
         }
         drafts["manifest"].write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
@@ -143,9 +142,10 @@ def _curate_file(
         example, error = _example_or_error(line)
         report.steps[0].count(line.where, error)
         if example is None:
-            if config.on_bad_line is OnBadLine.stop:
+            if config.bad_lines is BadLines.stop:
                 raise DataError(
-                    f"{line.fail(error)}. Mend it, or set bad lines aside (on_bad_line=set_aside)"
+                    f"{line.fail(error)}. Mend it, or set bad lines aside with "
+                    "stage.curation.bad_lines=set_aside (tools/curate.py --bad-lines set_aside)"
                 )
             text = line.text or json.dumps(line.record, ensure_ascii=False, default=str)
             _write(files.rejected, file=str(path), line=line.number, error=error, text=text)
@@ -185,14 +185,3 @@ def _example_or_error(line: Line) -> tuple[Example | None, str]:
 
 def _write(output: IO[str], **record: Any) -> None:
     output.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value.value if isinstance(value, Enum) else value
