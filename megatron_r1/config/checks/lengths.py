@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from megatron_r1.config.data import DataConfig
+from megatron_r1.config.evaluation import EvaluationConfig
 from megatron_r1.config.model import ModelConfig
 from megatron_r1.config.parallel import ParallelConfig
+from megatron_r1.config.pipeline import EvaluationStageConfig
 from megatron_r1.config.precision import PrecisionConfig
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.config.rollout import RolloutConfig
@@ -52,16 +54,20 @@ def check_lengths(
     model: ModelConfig,
     parallel: ParallelConfig,
     precision: PrecisionConfig,
+    evaluation: EvaluationConfig,
 ) -> None:
     """A prompt with its longest response fits the model and a micro-batch."""
     if not stage.samples:
         return
-    prompt, response = data.max_prompt_tokens, longest_response_tokens(stage, rollout)
+    response = longest_response_tokens(stage, rollout)
+    whose, prompt = "data", data.max_prompt_tokens
+    if isinstance(stage, EvaluationStageConfig) and evaluation.max_prompt_tokens:
+        whose, prompt = "evaluation", evaluation.max_prompt_tokens
     setting, way_out = "max_response_tokens", "lower one of the two"
     if response > rollout.max_response_tokens:
         setting += " x rollout.longer_factor"
         way_out += ", or set rollout.longer_from_step=0"
-    longest = f"data.max_prompt_tokens + rollout.{setting} = {prompt} + {response}"
+    longest = f"{whose}.max_prompt_tokens + rollout.{setting} = {prompt} + {response}"
     if prompt + response > model.max_positions:
         raise ConfigError(
             f"{longest} exceeds model.max_positions = {model.max_positions}. {way_out.capitalize()}"
