@@ -188,10 +188,15 @@ EVALUATED += ["data.max_prompt_tokens=64", "rollout.max_response_tokens=16"]
 
 
 def test_a_checkpoint_is_evaluated_once_and_wrong_suites_are_named(base, tmp_path):
+    cases = [{"question": f"{n} + 1 =", "answer": str(n + 1)} for n in range(200)]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("\n".join(map(json.dumps, [*cases, cases[0]])))
     overrides = [str(base), *EVALUATED, f"run.root={tmp_path}", "run.name=measured"]
+    overrides += ["data=jsonl", f"data.path={prompts}"]
     samples = "evaluation.suites.heldout.samples=2"
     first = train(*overrides, samples, program="megatron_r1.evaluate")
     assert first.returncode == 0, first.stderr[-4000:]
+    assert f"1 prompts ask what an earlier line of {prompts} asks" in first.stdout
     path = tmp_path / "measured/eval/heldout/heldout.json"
     found = json.loads(path.read_text())
     assert (found["problems"], found["samples"], len(found["by_problem"])) == (8, 2, 8)

@@ -22,8 +22,8 @@ from megatron_r1.config.curation import (  # noqa: E402
     DecontaminationConfig,
     DifficultyConfig,
     NearDuplicateConfig,
-    OnBadLine,
 )
+from megatron_r1.config.data import BadLines  # noqa: E402
 
 
 def main() -> int:
@@ -55,8 +55,8 @@ def main() -> int:
     )
     add(
         "--bad-lines",
-        type=OnBadLine,
-        default=OnBadLine.stop,
+        type=BadLines,
+        default=BadLines.stop,
         metavar="stop|set_aside",
         help="end at a line that is no example, or put it into OUT.rejected.jsonl (default: stop)",
     )
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
     from megatron_r1.data.curation.pipeline import curate
 
     config = CurationConfig(
-        on_bad_line=arguments.bad_lines,
+        bad_lines=arguments.bad_lines,
         difficulty=DifficultyConfig(
             rollouts=arguments.rollouts,
             min_pass_rate=arguments.min_pass_rate,

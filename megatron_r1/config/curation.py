@@ -1,20 +1,12 @@
-"""What is dropped from a data set, and what happens to a line that cannot be read."""
+"""What is dropped from a data set."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
 
+from megatron_r1.config.data import BadLines
 from megatron_r1.config.stage import StageConfig
 from megatron_r1.errors import ConfigError
-
-
-class OnBadLine(Enum):
-    """What becomes of a line that is no example."""
-
-    stop = "stop"
-    set_aside = "set_aside"
-    """With the reason, into ``.rejected.jsonl`` in curation; the rest goes on."""
 
 
 @dataclass(kw_only=True)
@@ -81,7 +73,8 @@ class DifficultyConfig:
 class CurationConfig:
     """The steps, in the order in which `data/curation/pipeline.py` takes them."""
 
-    on_bad_line: OnBadLine = OnBadLine.stop
+    bad_lines: BadLines = BadLines.stop
+    """An unusable line ends it by name, or goes with the reason into ``.rejected.jsonl``."""
     difficulty: DifficultyConfig = field(default_factory=DifficultyConfig)
     decontamination: DecontaminationConfig = field(default_factory=DecontaminationConfig)
     near: NearDuplicateConfig = field(default_factory=NearDuplicateConfig)

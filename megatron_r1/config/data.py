@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from megatron_r1.config.curation import OnBadLine
 from megatron_r1.errors import ConfigError
 
 
@@ -15,6 +14,13 @@ class PromptSourceKind(Enum):
 
     reasoning_gym = "reasoning_gym"
     jsonl = "jsonl"
+
+
+class BadLines(Enum):
+    """What becomes of a line that is no record of what its file is to hold."""
+
+    stop = "stop"
+    set_aside = "set_aside"
 
 
 @dataclass(kw_only=True)
@@ -40,7 +46,7 @@ class DataConfig:
     reasoning_gym:<task>). A question that an earlier line asks is dropped, counted and reported."""
     heldout_path: str | None = None
     """File of held-out prompts; None takes `heldout_problems` from `path`."""
-    bad_lines: OnBadLine = OnBadLine.stop
+    bad_lines: BadLines = BadLines.stop
     """What an unusable line does in a file of prompts or examples: it ends the run by name, or is
     left out, counted and reported."""
     leave_out: list[str] = field(default_factory=list)

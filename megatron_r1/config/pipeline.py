@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import ClassVar
 
 from megatron_r1.config.stage import StageConfig
 from megatron_r1.config.tiny_world import TinyWorldConfig
@@ -17,6 +18,9 @@ EVALUATE = "evaluate_"
 class EvaluationStageConfig(StageConfig):
     """`python -m megatron_r1.evaluate` as a stage: `model.init_from` on the suites of
     `evaluation`."""
+
+    starts_from: ClassVar[str] = "a model to measure"
+    samples: ClassVar[bool] = True
 
     name: str = "evaluation"
 

@@ -14,7 +14,6 @@ from megatron_r1.config.algo import (
     ObjectiveConfig,
 )
 from megatron_r1.config.cluster import ClusterConfig, SlurmConfig
-from megatron_r1.config.curation import CurateStageConfig
 from megatron_r1.config.data import DataConfig, PromptSourceKind
 from megatron_r1.config.evaluation import EvaluationConfig
 from megatron_r1.config.judge import JudgeConfig
@@ -27,7 +26,7 @@ from megatron_r1.config.model import (
 from megatron_r1.config.monitor import MonitorConfig
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.parallel import ParallelConfig
-from megatron_r1.config.pipeline import PipelineConfig, TinyWorldStageConfig
+from megatron_r1.config.pipeline import PipelineConfig
 from megatron_r1.config.precision import DType, PrecisionConfig
 from megatron_r1.config.r1 import R1Stage2Config, R1Stage4Config
 from megatron_r1.config.reward import RewardConfig
@@ -103,12 +102,7 @@ class RunConfig:
             return  # every step is checked by itself
         self.validate_layout(world_size)
         _check_objective(self)
-        if isinstance(self.stage, ExamplesConfig):
-            _check_examples(self, self.stage)
-            if isinstance(self.stage, CollectingConfig):
-                _check_collecting(self, self.stage)
-                _check_waiting(self, world_size)
-            return
+        _check_examples(self)
         _check_lengths(self)
         _check_stage(self)
         _check_general(self)
@@ -116,6 +110,7 @@ class RunConfig:
         _check_monitor(self)
         _check_servers(self)
         _check_waiting(self, world_size)
+        check_start(self.stage, self.model)
 
     def validate_layout(self, world_size: int) -> None:
         """Check that the model can be laid out over so many ranks.
@@ -125,6 +120,15 @@ class RunConfig:
         """
         _check_degrees(self.parallel, world_size)
         check_model_fits_degrees(self.model, self.parallel)
+
+
+def check_start(stage: StageConfig, model: ModelConfig) -> None:
+    """A stage that goes on from a model has one."""
+    if stage.starts_from and model.init_from is None:
+        raise ConfigError(
+            f"stage={stage.name} starts from {stage.starts_from}: set model.init_from=DIR, a run, "
+            "a checkpoint or a Hugging Face model. stage=tiny_base makes a small one"
+        )
 
 
 _OBJECTIVES: dict[type[StageConfig], tuple[type[ObjectiveConfig], ...]] = {
@@ -149,8 +153,12 @@ def _check_objective(config: RunConfig) -> None:
     )
 
 
-def _check_examples(config: RunConfig, stage: ExamplesConfig) -> None:
-    """Files are named, and the longest example fits the model and a micro-batch."""
+def _check_examples(config: RunConfig) -> None:
+    """Files, or a model that samples, are named; the longest example fits the model and a
+    micro-batch."""
+    stage = config.stage
+    if not isinstance(stage, ExamplesConfig):
+        return
     if not stage.examples and not isinstance(stage, CollectingConfig):
         raise ConfigError("stage.examples is not set: name a JSONL file, stage.examples=FILE")
     if isinstance(stage, DistillConfig):
@@ -176,17 +184,11 @@ def _check_examples(config: RunConfig, stage: ExamplesConfig) -> None:
             f"{pair}stage.max_tokens = {pair}{stage.max_tokens} exceeds {_capacity(config)}. Raise "
             "that or lower the other"
         )
-
-
-def _check_collecting(config: RunConfig, stage: CollectingConfig) -> None:
-    """A stage that samples has a model for it, and what that writes can be learned from."""
-    if not stage.collect.source:
+    if isinstance(stage, CollectingConfig) and not stage.collect.source:
         raise ConfigError(
             "stage.collect.source is not set: name the model that samples, "
             "stage.collect.source=DIR, a run, a checkpoint or a Hugging Face model"
         )
-    _check_lengths(config)
-    _check_servers(config)
 
 
 def _check_overlong(config: RunConfig, longest: int) -> None:
@@ -206,8 +208,8 @@ def _check_overlong(config: RunConfig, longest: int) -> None:
 
 def _check_lengths(config: RunConfig) -> None:
     """A prompt with its longest response fits the model and a micro-batch."""
-    if isinstance(config.stage, TinyBaseConfig | TinyWorldStageConfig | CurateStageConfig):
-        return  # samples nothing
+    if not config.stage.samples:
+        return
     prompt, response = config.data.max_prompt_tokens, config.rollout.max_response_tokens
     setting, way_out = "max_response_tokens", "lower one of the two"
     last_phase = config.stage.num_steps - 1 if isinstance(config.stage, R1ZeroConfig) else 0
@@ -309,6 +311,8 @@ def _check_algo(config: RunConfig) -> None:
 
 def _check_monitor(config: RunConfig) -> None:
     """What the monitor is told to watch is there."""
+    if isinstance(config.stage, ExamplesConfig):
+        return  # there is none
     monitor, parts = config.monitor, config.reward.parts
     needed = [*monitor.learned, monitor.verified] if monitor.learned else []
     missing = [part for part in needed if part not in parts]
@@ -340,6 +344,13 @@ def _check_servers(config: RunConfig) -> None:
     """Who serves, what is asked of them, and what SGLang would compute wrongly without a word."""
     model, cluster = config.model, config.cluster
     rollout_nodes = cluster.rollout_nodes if isinstance(cluster, SlurmConfig) else 0
+    if not config.stage.samples:
+        if rollout_nodes:
+            raise ConfigError(
+                f"cluster.rollout_nodes = {rollout_nodes} are nodes for servers, and stage.name = "
+                f"{config.stage.name} asks none. Leave it out"
+            )
+        return
     if not isinstance(config.rollout, SglangConfig):
         if rollout_nodes:
             raise ConfigError(
@@ -401,7 +412,7 @@ def _check_waiting(config: RunConfig, world_size: int) -> None:
     """What the main rank and the leaders allow servers is over before the other ranks, which wait
     for them in a collective, give up."""
     rollout, waiting_s = config.rollout, 60 * config.cluster.timeout_minutes
-    if not isinstance(rollout, SglangConfig) or world_size == 1:
+    if not config.stage.samples or not isinstance(rollout, SglangConfig) or world_size == 1:
         return
     for name in ("start_timeout_s", "publish_timeout_s", "give_up_s"):
         limit_s = getattr(rollout, name)

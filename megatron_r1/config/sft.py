@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from megatron_r1.config.judge import JudgeConfig
 from megatron_r1.config.stage import ExamplesConfig
@@ -18,6 +19,8 @@ class SftConfig(ExamplesConfig):
     Defaults are those of DeepSeek-R1's SFT (arXiv:2501.12948v2 B.4.2); the learning rate, cosine
     from 5e-5 to 5e-6, is that of conf/optimizer/sft.yaml.
     """
+
+    starts_from: ClassVar[str] = "a model to fine-tune"
 
     name: str = "sft"
     examples_per_step: int = 128
@@ -82,6 +85,8 @@ class TeacherConfig(JudgeConfig):
 @dataclass(kw_only=True)
 class CollectingConfig(SftConfig):
     """What both stages have that sample first and then train on what they keep."""
+
+    samples: ClassVar[bool] = True
 
     name: str = "collecting"
     collect: CollectConfig = field(default_factory=CollectConfig)

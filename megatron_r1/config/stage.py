@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from megatron_r1.config.corpus import CorpusConfig
 from megatron_r1.config.optimizer import DecayStyle, OptimizerConfig
@@ -41,6 +42,11 @@ class EvalConfig:
 class StageConfig:
     """What every stage has."""
 
+    starts_from: ClassVar[str] = ""
+    """What `model.init_from` has to be; empty: the stage makes its own model, or trains none."""
+    samples: ClassVar[bool] = False
+    """Whether a model writes responses, by its own ranks or on servers."""
+
     name: str
     checkpoint_every_steps: int = 100
     """Saved after an update (RL: a phase) that reaches a multiple of this, and at the end."""
@@ -57,6 +63,9 @@ class StageConfig:
 @dataclass(kw_only=True)
 class R1ZeroConfig(StageConfig):
     """DeepSeek-R1-Zero: GRPO on rule rewards. Defaults are the paper's (Nature 2025, Methods)."""
+
+    starts_from: ClassVar[str] = "a model"
+    samples: ClassVar[bool] = True
 
     name: str = "r1_zero"
     num_steps: int = 10_400
@@ -113,6 +122,8 @@ class TinyBaseConfig(StageConfig):
 class TinyR1ZeroConfig(StageConfig):
     """The quickstart: `tiny_base`, its evaluation, `r1_zero` from it, and the evaluation again."""
 
+    samples: ClassVar[bool] = True
+
     name: str = "tiny_r1_zero"
     base: TinyBaseConfig = field(default_factory=TinyBaseConfig)
     zero: R1ZeroConfig = field(default_factory=R1ZeroConfig)
@@ -148,6 +159,8 @@ class DpoStageConfig(ExamplesConfig):
     """DPO on preference pairs; `data/preferences.py` says what a file holds. The run ends with how
     many held-out pairs the policy orders right. 64 a step: arXiv:2305.18290 appendix B."""
 
+    starts_from: ClassVar[str] = "a policy, which is its reference too"
+
     name: str = "dpo"
 
 
@@ -155,6 +168,8 @@ class DpoStageConfig(ExamplesConfig):
 class RewardModelConfig(ExamplesConfig):
     """What both reward models have. Defaults are the paper's (arXiv:2501.12948v2 section 3.1): one
     epoch, steps of 256, 8,192 tokens; the learning rate is that of conf/optimizer/reward_model."""
+
+    starts_from: ClassVar[str] = "a language model, whose body is kept and gets a new head"
 
     name: str = "reward_model"
     examples_per_step: int = 256
@@ -195,6 +210,8 @@ class RmSafetyConfig(RewardModelConfig):
 class DistillConfig(ExamplesConfig):
     """A teacher's responses; `data/samples.py` says what a file holds. Defaults are those of
     DeepSeek-R1's distilled models (arXiv:2501.12948v2 B.4.3), which took 2 to 3 epochs."""
+
+    starts_from: ClassVar[str] = "a student"
 
     name: str = "distill"
     teacher: str | None = None

@@ -39,7 +39,6 @@ class PreferencePair:
 def read_preferences(
     path: str | Path,
     *,
-    max_lines: int | None = None,
     bad_lines: list[DataError] | None = None,
     part_read: Callable[[str], str] = str,
 ) -> list[PreferencePair]:
@@ -58,7 +57,6 @@ def read_preferences(
         lambda record, number: _to_pair(record, part_read, default_id=line_id(path, number)),
         what="pair",
         way_out="Name a JSONL or Parquet file with prompt, chosen and rejected",
-        max_lines=max_lines,
         bad_lines=bad_lines,
     )
 

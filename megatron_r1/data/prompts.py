@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
-from megatron_r1.config.curation import OnBadLine
-from megatron_r1.config.data import DataConfig, PromptSourceKind
+from megatron_r1.config.data import BadLines, DataConfig, PromptSourceKind
 from megatron_r1.data.epochs import item_of_draw
 from megatron_r1.data.gym_tasks import generate_problems
 from megatron_r1.data.jsonl import read_jsonl
@@ -195,7 +194,7 @@ def _of_file(
 
 def _kept_apart(config: DataConfig) -> list[DataError] | None:
     """For the bad lines of a file, where they are set aside."""
-    return [] if config.bad_lines is OnBadLine.set_aside else None
+    return [] if config.bad_lines is BadLines.set_aside else None
 
 
 def _without(problems: Sequence[Problem], datasets: Collection[str]) -> list[Problem]:

@@ -24,6 +24,8 @@ from megatron_r1.errors import DataError
 T = TypeVar("T")
 FORMATS = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
 _PARQUET_ROWS = 1_024
+_NOT_TEXT = ("choices", "tests", "lineage", "margin", "safe")
+"""Keys of docs/data.md with other values than texts: in a CSV such a cell is JSON."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def parse_records(
         parse: raises ValueError with what is wrong with a record.
         what: one record's name in messages, e.g. ``prompt``.
         way_out: said of a file that cannot be opened.
-        max_lines: stops there; None reads the whole file.
+        max_lines: stops there, with or without a record; None reads the whole file.
         bad_lines: gets what is wrong with each line that is left out; None: the first ends it.
     Raises:
         DataError: the file is missing or holds no usable record, or a line is unusable:
@@ -119,8 +121,10 @@ def parse_records(
     """
     records: list[T] = []
     found_bad: list[DataError] = []
+    is_whole = True
     for line in _lines_of_any(Path(path), what, way_out):
         if max_lines is not None and line.number > max_lines:
+            is_whole = False
             break
         try:
             if line.error:
@@ -130,9 +134,9 @@ def parse_records(
             found_bad.append(line.fail(str(error)))
             if bad_lines is None:
                 raise found_bad[0] from error
-    if not records and found_bad:
+    if is_whole and not records and found_bad:
         raise DataError(f"{what} file {path}: all of its lines are bad; the first: {found_bad[0]}")
-    if not records:
+    if is_whole and not records:
         raise DataError(f"{what} file {path} holds no {what}. Write one JSON object a line")
     if bad_lines is not None:
         bad_lines += found_bad
@@ -185,6 +189,7 @@ def _json_lines(path: Path, file: IO[bytes], what: str) -> Iterator[Line]:
 
 
 def _csv_rows(path: Path, file: IO[bytes]) -> Iterator[Line]:
+    """Rows without their empty cells: CSV has every column in every row."""
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(line.decode("utf-8-sig") for line in file)
     try:
@@ -200,10 +205,23 @@ def _csv_rows(path: Path, file: IO[bytes]) -> Iterator[Line]:
                 error = f"{len(row)} columns under {len(heading)} headings"
                 yield Line(path, number, error=error, text=",".join(row))
             else:
-                yield Line(path, number, dict(zip(heading, row, strict=True)))
+                cells = zip(heading, row, strict=True)
+                yield Line(path, number, {key: _cell(key, text) for key, text in cells if text})
     except (UnicodeDecodeError, csv.Error) as error:
         # Where a row ends is not known any more, so what follows cannot be read either.
         raise DataError(f"{path}:{reader.line_num + 1}: {error}. Save it as UTF-8 CSV") from error
+
+
+def _cell(key: str, text: str) -> Any:
+    """A cell's value; where it is not of its column's type, who reads it says so."""
+    if key not in _NOT_TEXT:
+        return text
+    # Spreadsheets and pandas write TRUE and True.
+    as_json = text.lower() if text.lower() in ("true", "false") else text
+    try:
+        return json.loads(as_json)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _parquet_rows(path: Path) -> Iterator[Line]:

@@ -12,12 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_r1.rewards.not_graded import not_graded
 from megatron_r1.telemetry.table import render_table
 
 NEEDED = ("accuracy", "judged", "format", "readable")
 """Parts that must be 1 where a sample has them."""
-NOT_GRADED = ("timeout", "worker died")
-"""How `rewards/scorer.py` begins the reason of every part of what it could not score."""
 NOTHING_WRITTEN = "the teacher wrote nothing"
 """A sample's ``fault`` where a teacher refused, was cut off, or did not answer."""
 
@@ -38,8 +37,8 @@ def fault_of(sample: Mapping[str, Any]) -> str:
     if sample.get("fault"):
         return str(sample["fault"])
     parts, reasons = sample["parts"], sample["reasons"]
-    kinds = {reason.partition(",")[0] for reason in reasons.values()}
-    if len(kinds) == 1 and kinds <= set(NOT_GRADED):
+    kinds = {not_graded(reason) for reason in reasons.values()}
+    if len(kinds) == 1 and "" not in kinds:
         return f"not graded: {kinds.pop()}"
     for name in NEEDED:
         if parts.get(name, 1.0) < 1.0:
@@ -77,18 +76,32 @@ def select(samples: Iterable[Mapping[str, Any]], *, keep_per_prompt: int = 0) ->
     return Selection(kept=kept, dropped=dropped)
 
 
+@dataclass(frozen=True)
+class Trimmed:
+    """What a ratio leaves of two kinds of examples."""
+
+    reasoning: list[dict[str, Any]]
+    general: list[dict[str, Any]]
+    dropped: list[tuple[dict[str, Any], str]]
+    """Example and reason."""
+
+
 def trim_to_ratio(
     reasoning: Sequence[dict[str, Any]], general: Sequence[dict[str, Any]], ratio: float
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> Trimmed:
     """As many of both as `ratio` samples of reasoning for each general one leave; 0 keeps all.
 
     Which ones go is decided by a hash of each, and the rest keep their order.
     """
     if ratio == 0 or not reasoning or not general:
-        return list(reasoning), list(general)
+        return Trimmed(list(reasoning), list(general), [])
     num_general = min(len(general), max(1, round(len(reasoning) / ratio)))
     num_reasoning = min(len(reasoning), max(1, round(num_general * ratio)))
-    return _first_by_hash(reasoning, num_reasoning), _first_by_hash(general, num_general)
+    kept_reasoning, other_reasoning = _first_by_hash(reasoning, num_reasoning)
+    kept_general, other_general = _first_by_hash(general, num_general)
+    dropped = [(example, "too many of reasoning") for example in other_reasoning]
+    dropped += [(example, "too many general ones") for example in other_general]
+    return Trimmed(kept_reasoning, kept_general, dropped)
 
 
 def split_heldout(
@@ -112,7 +125,10 @@ def count_reasons(dropped: Iterable[tuple[Any, str]]) -> dict[str, int]:
     return dict(Counter(reason for _, reason in dropped).most_common())
 
 
-def _first_by_hash(items: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+def _first_by_hash(
+    items: Sequence[dict[str, Any]], count: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(the `count` items of the lowest hash, the others), both in their order."""
     keys, before = [], Counter()
     for item in items:
         text = f"{item['question']}\n{item['response']}"
@@ -120,7 +136,10 @@ def _first_by_hash(items: Sequence[dict[str, Any]], count: int) -> list[dict[str
         keys.append(_unit_hash(f"{text}\n{before[text]}" if before[text] else text))
         before[text] += 1
     chosen = set(sorted(range(len(items)), key=lambda index: (keys[index], index))[:count])
-    return [item for index, item in enumerate(items) if index in chosen]
+    return (
+        [item for index, item in enumerate(items) if index in chosen],
+        [item for index, item in enumerate(items) if index not in chosen],
+    )
 
 
 def _unit_hash(text: str) -> float:

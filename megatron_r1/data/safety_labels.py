@@ -31,7 +31,7 @@ class LabelledResponse:
 
 
 def read_labelled(
-    path: str | Path, *, max_lines: int | None = None, bad_lines: list[DataError] | None = None
+    path: str | Path, *, bad_lines: list[DataError] | None = None
 ) -> list[LabelledResponse]:
     """The responses of a file, in its order. Without an id one is named after file and line.
     `bad_lines` as in `parse_records`.
@@ -45,7 +45,6 @@ def read_labelled(
         lambda record, number: _to_labelled(record, default_id=line_id(path, number)),
         what="response",
         way_out="Name a JSONL or Parquet file with prompt, response and safe",
-        max_lines=max_lines,
         bad_lines=bad_lines,
     )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_r1.data.json_lines import text_of
+from megatron_r1.data.lineage import lineage_fields
 from megatron_r1.data.records import parse_records
 from megatron_r1.errors import DataError
 
@@ -28,12 +29,10 @@ class Sample:
     line: int = field(default=0, compare=False)
     """Of its file, from 1; 0 where it comes from none."""
     lineage: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """As the file has it (docs/data.md), unchecked."""
+    """What is known of it, by the keys of `data/lineage.py`."""
 
 
-def read_samples(
-    path: str | Path, *, max_lines: int | None = None, bad_lines: list[DataError] | None = None
-) -> list[Sample]:
+def read_samples(path: str | Path, *, bad_lines: list[DataError] | None = None) -> list[Sample]:
     """The samples of a file, in its order. `bad_lines` as in `parse_records`.
 
     Raises:
@@ -45,7 +44,6 @@ def read_samples(
         lambda record, number: replace(sample_of(record), line=number),
         what="sample",
         way_out="Name a JSONL or Parquet file with prompt and response",
-        max_lines=max_lines,
         bad_lines=bad_lines,
     )
 
@@ -53,9 +51,8 @@ def read_samples(
 def sample_of(record: dict[str, Any]) -> Sample:
     """One record, checked; raises ValueError with what is wrong."""
     key = "question" if "question" in record and "prompt" not in record else "prompt"
-    lineage = record.get("lineage")
     return Sample(
         text_of(record, key),
         text_of(record, "response"),
-        lineage=lineage if isinstance(lineage, dict) else {},
+        lineage=lineage_fields(record["lineage"]) if "lineage" in record else {},
     )

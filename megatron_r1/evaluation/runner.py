@@ -15,6 +15,7 @@ from megatron_r1.parallel.exchange import all_gather_objects, broadcast_object
 from megatron_r1.parallel.layout import Layout
 from megatron_r1.rewards.choices import letters_of
 from megatron_r1.rewards.extract import extract_answer
+from megatron_r1.rewards.not_graded import not_graded
 from megatron_r1.rewards.scorer import RewardScorer
 from megatron_r1.rollout.engine import OnProgress, RolloutEngine, SamplingParams
 from megatron_r1.types import FinishReason, Prompt, ScoredGroup
@@ -133,7 +134,7 @@ def outcome_of(
         tokens=tuple(len(rollout.token_ids) for rollout in rollouts),
         is_truncated=tuple(r.finish_reason is FinishReason.length for r in rollouts),
         texts=() if is_right else tuple(rollout.text for rollout in rollouts),
-        num_unscored=sum(why == "timeout" or why.startswith("worker died") for why in reasons),
+        num_unscored=sum(bool(not_graded(reason)) for reason in reasons),
         consensus=vote,
         compared_as_text=compared_as_text,
         measures={

@@ -26,6 +26,7 @@ from megatron_r1.data import gym_tasks
 from megatron_r1.rewards.code import wall_budget_s
 from megatron_r1.rewards.math_answers import is_equivalent
 from megatron_r1.rewards.mix import apply_group_rules, apply_rules, group_rules_of, rules_of
+from megatron_r1.rewards.not_graded import TIMEOUT, WORKER_DIED
 from megatron_r1.rewards.registry import Rule
 from megatron_r1.signals import children_outlive_sigterm
 from megatron_r1.types import Prompt, Reward, Rollout, RolloutGroup, ScoredGroup
@@ -182,10 +183,10 @@ class RewardScorer:
         """The reward of a rollout that could not be scored."""
         if isinstance(error, ProcessExpired):
             self._count(num_worker_deaths=1)
-            reason = f"worker died, exit code {error.exitcode}"
+            reason = f"{WORKER_DIED}, exit code {error.exitcode}"
         else:
             self._count(num_timeouts=1)
-            reason = "timeout"
+            reason = TIMEOUT
         weights = {
             name: weight for name, weight in self._weights(prompt).items() if name in self._rules
         }

@@ -13,7 +13,6 @@ import torch.distributed as dist
 
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.config.sft import CollectConfig
-from megatron_r1.data.prompts import open_prompts
 from megatron_r1.errors import DataError, StoppedEarly
 from megatron_r1.parallel.exchange import all_gather_objects, broadcast_object, on_main_rank
 from megatron_r1.rewards.scorer import RewardScorer
@@ -48,8 +47,7 @@ def filter_rules(session: Session, collect: CollectConfig) -> RewardConfig:
 
 def first_prompts(session: Session, collect: CollectConfig, model_dir: Path) -> list[Prompt]:
     """The prompts that are sampled: the first of the run's first epoch."""
-    config = session.config
-    source = open_prompts(config.data, session.tokenizer(model_dir), seed=config.run.seed)
+    source = session.prompts(session.tokenizer(model_dir))
     count = len(source.train)
     return source.take(min(collect.num_prompts or count, count))
 

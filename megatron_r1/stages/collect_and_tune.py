@@ -26,7 +26,7 @@ def collect_and_tune(
     session: Session,
     stage: Stage,
     run_dir: Path,
-    init_from: Path | None,
+    init_from: Path,
     write: WriteSet[Stage],
 ) -> MegatronStep:
     """Do all of it, or go on where it was, in `run_dir`. Returns the model as it ended."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from megatron_r1.config.curation import CurateStageConfig
 from megatron_r1.config.pipeline import EvaluationStageConfig, PipelineConfig, TinyWorldStageConfig
 from megatron_r1.config.r1 import R1Stage2Config, R1Stage4Config
-from megatron_r1.config.run import RunConfig
+from megatron_r1.config.run import RunConfig, check_start
 from megatron_r1.config.sft import R1Stage1Config, R1Stage3Config, SftConfig
 from megatron_r1.config.stage import (
     DistillConfig,
@@ -22,7 +22,6 @@ from megatron_r1.config.stage import (
     TinyR1ZeroConfig,
 )
 from megatron_r1.data.prompts import check_source
-from megatron_r1.errors import ConfigError
 from megatron_r1.rewards.mix import rules_of
 
 _TRAINED_FROM_A_MODEL: dict[type[StageConfig], str] = {
@@ -101,8 +100,7 @@ def run_stage(config: RunConfig) -> None:
 
 def _with_model_of(config: RunConfig) -> RunConfig:
     """The shape of a model that is measured comes from its own files."""
-    if config.model.init_from is None:
-        raise ConfigError("stage=evaluation measures a model: set model.init_from=DIR")
+    check_start(config.stage, config.model)
     from megatron_r1.stages.evaluation import model_of
 
     return dataclasses.replace(config, model=model_of(Path(config.model.init_from)))

@@ -22,14 +22,9 @@ from megatron_r1.trainers.supervised import SupervisedParts
 
 
 def run_distill(
-    session: Session, stage: DistillConfig, run_dir: Path, init_from: Path | None
+    session: Session, stage: DistillConfig, run_dir: Path, init_from: Path
 ) -> MegatronStep:
     """Train, or go on training, in `run_dir`. Returns the student as it ended."""
-    if init_from is None:
-        raise ConfigError(
-            "stage=distill starts from a student: set model.init_from=DIR, a run, a checkpoint or "
-            "a Hugging Face model"
-        )
     config = session.config
     tokenizer = session.tokenizer(init_from)
 

@@ -10,7 +10,6 @@ from megatron_r1.data.examples import Example, response_row
 from megatron_r1.data.preferences import PreferencePair, read_preferences
 from megatron_r1.data.templates import render
 from megatron_r1.data.tokenizer import Tokenizer
-from megatron_r1.errors import ConfigError
 from megatron_r1.models.weight_bank import WeightBank
 from megatron_r1.parallel.exchange import on_main_rank
 from megatron_r1.stages.example_files import read_examples
@@ -22,14 +21,9 @@ from megatron_r1.trainers.supervised import SupervisedParts
 
 
 def run_dpo(
-    session: Session, stage: DpoStageConfig, run_dir: Path, init_from: Path | None
+    session: Session, stage: DpoStageConfig, run_dir: Path, init_from: Path
 ) -> MegatronStep:
     """Train, or go on training, in `run_dir`. Returns the policy as it ended."""
-    if init_from is None:
-        raise ConfigError(
-            "stage=dpo starts from a policy, which is its reference too: set model.init_from=DIR, "
-            "a run, a checkpoint or a Hugging Face model"
-        )
     config = session.config
     tokenizer = session.tokenizer(init_from)
     pairs = read_pairs(session, stage, stage.examples, tokenizer)

@@ -18,7 +18,6 @@ from megatron_r1.config.evaluation import SuiteConfig, SuiteFormat
 from megatron_r1.config.model import ModelConfig
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.data.problems import Problem
-from megatron_r1.data.prompts import open_prompts
 from megatron_r1.data.templates import render
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError, DataError
@@ -111,8 +110,7 @@ def _benchmark(session: Session, suite: SuiteConfig, tokenizer: Tokenizer) -> Be
     """Problems whose prompts fit; longer ones are counted."""
     config = session.config
     if suite.format is SuiteFormat.heldout:
-        source = open_prompts(config.data, tokenizer, seed=config.run.seed)
-        problems = source.heldout[: suite.num_problems or None]
+        problems = session.prompts(tokenizer).heldout[: suite.num_problems or None]
         if not problems:
             raise DataError(
                 "the suite heldout has no problem: data.heldout_problems = "

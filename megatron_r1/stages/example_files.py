@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from megatron_r1.config.curation import OnBadLine
+from megatron_r1.config.data import BadLines
 from megatron_r1.stages.session import Session
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ def read_examples(
     Raises:
         DataError: the file cannot be used, or has a bad line where none may be.
     """
-    is_lenient = session.config.data.bad_lines is OnBadLine.set_aside
+    is_lenient = session.config.data.bad_lines is BadLines.set_aside
     bad_lines = [] if is_lenient else None
     found = read(path, bad_lines=bad_lines, **settings)
     if bad_lines:

@@ -51,7 +51,7 @@ from megatron_r1.stages.curate import COUNTS
 from megatron_r1.stages.dispatch import check_run, run_stage
 from megatron_r1.stages.steps import MODEL, Step, plan_steps
 from megatron_r1.telemetry.files import write_json
-from megatron_r1.telemetry.run_dir import HOW_NOT_WHAT, RunDir, commit
+from megatron_r1.telemetry.run_dir import HOW_NOT_WHAT, RunDir, checkout_commit
 
 RECORD = "pipeline.json"
 SET_ASIDE = "replaced"
@@ -60,7 +60,7 @@ _NOT_PART_GROUPS = ("cluster.", "telemetry.", "parallel.", "monitor.", "run.root
 """With `HOW_NOT_WHAT`, settings that do not change what a step makes."""
 
 
-def not_read_by(stage: StageConfig) -> tuple[str, ...]:
+def unused_groups(stage: StageConfig) -> tuple[str, ...]:
     """Beginnings of settings that are there for other stages than this one."""
     is_judged = isinstance(stage, R1Stage3Config) and stage.collect.judged_datasets
     is_measured = isinstance(stage, EvaluationStageConfig)
@@ -205,7 +205,7 @@ class Record:
     def _settings(self, step: Step) -> tuple[dict[str, Any], dict[str, str]]:
         """(what a step makes depends on: setting -> value, setting -> path of what it reads)."""
         tree = flatten(OmegaConf.to_container(OmegaConf.create(to_yaml(step.config))))
-        left_out = (*_NOT_PART_GROUPS, *not_read_by(step.config.stage))
+        left_out = (*_NOT_PART_GROUPS, *unused_groups(step.config.stage))
         settings: dict[str, Any] = {}
         paths: dict[str, str] = {}
         for key, value in tree.items():
@@ -258,7 +258,7 @@ class Record:
 @cache
 def program() -> dict[str, str | None]:
     """What runs the steps: its version, and the checkout's commit."""
-    return {"version": __version__, "commit": commit()}
+    return {"version": __version__, "commit": checkout_commit()}
 
 
 def report(steps: Sequence[Step], record: Record, config: RunConfig) -> None:

@@ -8,17 +8,19 @@ from a teacher that is shown a few examples, for prompts that have none so far.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 from megatron_r1.config.sft import R1Stage1Config, TeacherConfig
 from megatron_r1.data.rejection import NOTHING_WRITTEN, Selection, select
-from megatron_r1.data.samples import read_samples
+from megatron_r1.data.samples import Sample, read_samples
 from megatron_r1.rewards.scorer import RewardScorer
 from megatron_r1.rewards.teacher import SEED, Teacher
 from megatron_r1.stages.collect import filter_rules, read_parts, score_texts
 from megatron_r1.stages.collect_and_tune import collect_and_tune
+from megatron_r1.stages.example_files import read_examples
 from megatron_r1.stages.session import Session
 from megatron_r1.stages.sft_set import example_of, version_of, with_cache, write_set
 from megatron_r1.trainers.megatron_step import MegatronStep
@@ -28,12 +30,14 @@ _REWRITTEN, _FEW_SHOT = "teacher, rewritten", "teacher, few-shot"
 
 
 def run_r1_stage1(
-    session: Session, stage: R1Stage1Config, run_dir: Path, init_from: Path | None
+    session: Session, stage: R1Stage1Config, run_dir: Path, init_from: Path
 ) -> MegatronStep:
     """Collect, then train, or go on with either, in `run_dir`. Returns the model as it ended."""
+    few_shot: list[Sample] = []
     if stage.few_shot is not None:  # what is wrong with it is found before hours of sampling
-        read_samples(str(stage.few_shot))
-    return collect_and_tune(session, stage, run_dir, init_from, write_cold_start)
+        few_shot = read_examples(session, read_samples, stage.few_shot)
+    write = partial(write_cold_start, few_shot=few_shot)
+    return collect_and_tune(session, stage, run_dir, init_from, write)
 
 
 def write_cold_start(
@@ -43,6 +47,8 @@ def write_cold_start(
     parts: Path,
     data: Path,
     given_up: Event,
+    *,
+    few_shot: Sequence[Sample],
 ) -> str:
     """Choose, rewrite, ask; write the set. On the main rank. Returns a table of reasons."""
     by_draw = {prompt.draw: prompt for prompt in prompts}
@@ -55,8 +61,8 @@ def write_cold_start(
         with RewardScorer(filter_rules(session, stage.collect)) as scorer:
             samples = rewrite_right_ones(stage, samples, by_draw, teacher, scorer)
             found = select(samples, keep_per_prompt=stage.collect.keep_per_prompt)
-            if stage.few_shot:
-                asked = answer_missing(stage, found, by_draw, teacher, scorer)
+            if few_shot:
+                asked = answer_missing(stage, found, by_draw, teacher, scorer, few_shot)
                 samples, more = samples + asked, select(asked)
                 found = Selection(found.kept + more.kept, found.dropped + more.dropped)
         figures = teacher.metrics
@@ -128,12 +134,12 @@ def answer_missing(
     by_draw: Mapping[int, Prompt],
     teacher: Teacher,
     scorer: RewardScorer,
+    few_shot: Sequence[Sample],
 ) -> list[dict[str, Any]]:
     """The teacher's own answers to prompts of which nothing was kept, scored."""
     has_one = {sample["draw"] for sample in found.kept}
     missing = [prompt for draw, prompt in by_draw.items() if draw not in has_one]
-    examples = read_samples(str(stage.few_shot))
-    texts = teacher.answer([prompt.question for prompt in missing], examples)
+    texts = teacher.answer([prompt.question for prompt in missing], few_shot)
     scored = score_written(scorer, missing, texts, sample=stage.collect.samples_per_prompt)
     return [{**record, "origin": _FEW_SHOT} for record in scored]
 

@@ -15,7 +15,7 @@ from megatron_r1.trainers.megatron_step import MegatronStep
 
 
 def run_r1_stage2(
-    session: Session, stage: R1Stage2Config, run_dir: Path, init_from: Path | None
+    session: Session, stage: R1Stage2Config, run_dir: Path, init_from: Path
 ) -> MegatronStep:
     """Train, or go on training, in `run_dir`. Returns the policy as it ended."""
     return run_rl(session, stage, run_dir, init_from)

@@ -8,43 +8,37 @@ answer decides where no rule can. Others: a file of samples, with a thought wher
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 from megatron_r1.config.judge import JudgeConfig
-from megatron_r1.config.reward import ReadabilityConfig
 from megatron_r1.config.sft import R1Stage3Config
-from megatron_r1.data.curation.lineage import Lineage, checked
-from megatron_r1.data.records import line_id
 from megatron_r1.data.rejection import select, trim_to_ratio
 from megatron_r1.data.samples import Sample, read_samples
-from megatron_r1.data.templates import END_THINK, THINK
-from megatron_r1.errors import DataError
-from megatron_r1.rewards.format import tag_format
 from megatron_r1.rewards.judge import Judge, Kind
-from megatron_r1.rewards.language import words_of
-from megatron_r1.rewards.readable import fault_of as form_fault
 from megatron_r1.rewards.reasoning import final_part_of
-from megatron_r1.rewards.teacher import SEED, Teacher, check_answered, with_thought
+from megatron_r1.rewards.teacher import check_answered
 from megatron_r1.stages.collect import read_parts
 from megatron_r1.stages.collect_and_tune import collect_and_tune
 from megatron_r1.stages.example_files import read_examples
+from megatron_r1.stages.general_samples import general_examples
 from megatron_r1.stages.session import Session
-from megatron_r1.stages.sft_set import example_of, version_of, with_cache, write_set
+from megatron_r1.stages.sft_set import dropped_row, example_of, version_of, with_cache, write_set
 from megatron_r1.trainers.megatron_step import MegatronStep
-from megatron_r1.types import FinishReason, Prompt, Rollout
+from megatron_r1.types import Prompt
 
 
 def run_r1_stage3(
-    session: Session, stage: R1Stage3Config, run_dir: Path, init_from: Path | None
+    session: Session, stage: R1Stage3Config, run_dir: Path, init_from: Path
 ) -> MegatronStep:
     """Sample, then train, or go on with either, in `run_dir`. Returns the model as it ended."""
+    general: list[Sample] = []
     if stage.general is not None:  # what is wrong with it is found before hours of sampling
-        for sample in read_examples(session, read_samples, stage.general):
-            general_example(stage, sample, None)
-    return collect_and_tune(session, stage, run_dir, init_from, write_sft_set)
+        general = read_examples(session, read_samples, stage.general)
+    write = partial(write_sft_set, general=general)
+    return collect_and_tune(session, stage, run_dir, init_from, write)
 
 
 def write_sft_set(
@@ -54,6 +48,8 @@ def write_sft_set(
     parts: Path,
     data: Path,
     given_up: Event,
+    *,
+    general: Sequence[Sample],
 ) -> str:
     """Judge, choose, mix; write the set. On the main rank. Returns a table of reasons."""
     by_draw = {prompt.draw: prompt for prompt in prompts}
@@ -66,16 +62,19 @@ def write_sft_set(
     reasoning = [
         example_of(sample, by_draw[sample["draw"]], seed=seed, **origin) for sample in found.kept
     ]
-    asked = [] if stage.general is None else read_examples(session, read_samples, stage.general)
-    others = general_examples(stage, asked, data, session.config.reward.readability, given_up)
-    general = others.examples
-    all_found = {"reasoning, all": len(reasoning), "general, all": len(general)}
-    reasoning, general = trim_to_ratio(reasoning, general, stage.reasoning_per_general)
-    counts = {**all_found, "reasoning": len(reasoning), "general": len(general)}
+    others = general_examples(stage, general, data, session.config.reward.readability, given_up)
+    mixed = trim_to_ratio(reasoning, others.examples, stage.reasoning_per_general)
+    left_out = [(dropped_row(example), reason) for example, reason in mixed.dropped]
+    counts = {
+        "reasoning, all": len(reasoning),
+        "general, all": len(others.examples),
+        "reasoning": len(mixed.reasoning),
+        "general": len(mixed.general),
+    }
     return write_set(
         data,
-        [*reasoning, *general],
-        [*found.dropped, *others.dropped],
+        [*mixed.reasoning, *mixed.general],
+        [*found.dropped, *others.dropped, *left_out],
         heldout_frac=stage.heldout_frac,
         num_samples=len(samples) + len(others.examples) + len(others.dropped),
         more={**others.figures, **counts},
@@ -112,111 +111,3 @@ def with_verdicts(
             parts = {**samples[index]["parts"], "judged": verdict}
             judged[index] = {**samples[index], "parts": parts}
     return judged
-
-
-@dataclass(frozen=True)
-class General:
-    """What is no reasoning."""
-
-    examples: list[dict[str, Any]]
-    """By the schema of docs/data.md."""
-    dropped: list[tuple[dict[str, Any], str]]
-    """As `rejection.Selection` has it."""
-    figures: dict[str, float]
-    """The teacher's."""
-
-
-def general_examples(
-    stage: R1Stage3Config,
-    samples: Sequence[Sample],
-    data: Path,
-    readability: ReadabilityConfig,
-    given_up: Event,
-) -> General:
-    """The samples of `stage.general`, those without a thought behind one of the teacher's.
-
-    Raises:
-        DataError: a lineage that cannot be read.
-        EngineError: the teacher did not answer.
-    """
-    found = General([], [], {})
-    thoughtful: dict[int, str | None] = {}
-    if stage.teacher.enabled:
-        teacher = Teacher(with_cache(stage.teacher, data / "teacher.jsonl"), given_up)
-        bare = [
-            index
-            for index, sample in enumerate(samples)
-            if THINK not in sample.response and len(words_of(sample.prompt)) > stage.simple_words
-        ]
-        cases = [(samples[index].prompt, samples[index].response) for index in bare]
-        thoughtful = dict(zip(bare, teacher.think_first(cases), strict=True))
-        found.figures.update(teacher.metrics)
-    for index, sample in enumerate(samples):
-        example = general_example(stage, sample, thoughtful.get(index))
-        fault = fault_of_thought(sample, thoughtful.get(index), readability)
-        if fault:
-            row = {"prompt_id": example["lineage"]["prompt_id"], "sample": 0}
-            found.dropped.append((row, f"the teacher's thought: {fault}"))
-        else:
-            found.examples.append(example)
-    return found
-
-
-def general_example(
-    stage: R1Stage3Config, sample: Sample, thoughtful: str | None
-) -> dict[str, Any]:
-    """A line of the set: what the file says of its origin, and who thought.
-
-    Args:
-        thoughtful: the response with a teacher's thought, where there is one.
-    """
-    name = line_id(str(stage.general), sample.line)
-    try:
-        known = checked(dict(sample.lineage))
-    except ValueError as error:
-        raise DataError(f"{stage.general}:{sample.line}: {error}") from error
-    here = {"prompt_id": name, "source": stage.general, "line": sample.line}
-    lineage = Lineage(**{**here, **known})
-    if thoughtful:
-        writer = {"model": lineage.model, "model_version": lineage.model_version}
-        of = {key: value for key, value in writer.items() if value is not None}
-        verdicts = {**lineage.verdicts, "origin": "teacher, thought"}
-        if of:
-            verdicts["answer_of"] = of
-        lineage = replace(
-            lineage, model=stage.teacher.model, model_version=None, seed=SEED, verdicts=verdicts
-        )
-    return {
-        "id": name,
-        "question": sample.prompt,
-        "response": thoughtful or sample.response,
-        "dataset": "general",
-        "lineage": lineage.to_record(),
-    }
-
-
-def fault_of_thought(sample: Sample, thoughtful: str | None, readability: ReadabilityConfig) -> str:
-    """What is wrong with a teacher's thought; empty: nothing, or there is none. The answer behind
-    it is the file's: it may be as short as it likes, and a translation is in another language."""
-    if not thoughtful:
-        return ""
-    prompt = Prompt(
-        id="", draw=0, question=sample.prompt, text="", token_ids=(), answer="", grader=""
-    )
-    is_formed, reason = tag_format(prompt, _as_rollout(thoughtful))
-    if not is_formed:
-        return f"format: {reason}"
-    thought = thoughtful.removeprefix(THINK).partition(END_THINK)[0]
-    config = replace(readability, min_summary_words=0)
-    return form_fault(prompt, _as_rollout(with_thought(thought, "-")), config).partition(":")[0]
-
-
-def _as_rollout(text: str) -> Rollout:
-    return Rollout(
-        sample=0,
-        token_ids=(),
-        logprobs=(),
-        finish_reason=FinishReason.stop,
-        weight_version=0,
-        text=text,
-    )

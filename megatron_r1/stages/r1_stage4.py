@@ -19,7 +19,7 @@ from megatron_r1.trainers.megatron_step import MegatronStep
 
 
 def run_r1_stage4(
-    session: Session, stage: R1Stage4Config, run_dir: Path, init_from: Path | None
+    session: Session, stage: R1Stage4Config, run_dir: Path, init_from: Path
 ) -> MegatronStep:
     """Train, or go on training, in `run_dir`. Returns the policy as it ended."""
     reward = with_schedules(session.config.reward, stage)

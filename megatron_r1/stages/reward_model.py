@@ -9,7 +9,6 @@ from megatron_r1.config.model import Head
 from megatron_r1.config.stage import RewardModelConfig
 from megatron_r1.data.examples import Example
 from megatron_r1.data.tokenizer import Tokenizer
-from megatron_r1.errors import ConfigError
 from megatron_r1.parallel.exchange import on_main_rank
 from megatron_r1.stages.session import Session, check_not_past
 from megatron_r1.telemetry.files import write_json
@@ -28,17 +27,12 @@ def run_reward_model(
     session: Session,
     stage: RewardModelConfig,
     run_dir: Path,
-    init_from: Path | None,
+    init_from: Path,
     task: RewardTask,
     *,
     read: Callable[[str, Tokenizer], list[Example]],
 ) -> MegatronStep:
     """Train, or go on training, in `run_dir`. Returns the model as it ended."""
-    if init_from is None:
-        raise ConfigError(
-            f"stage={stage.name} starts from a language model: set model.init_from=DIR, a run, a "
-            "checkpoint or a Hugging Face model. Its body is kept, and its head is a new one"
-        )
     config = session.config
     tokenizer = session.tokenizer(init_from)
 

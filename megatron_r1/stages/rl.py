@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megatron_r1.config.stage import R1ZeroConfig
-from megatron_r1.data.prompts import PromptSource, open_prompts
-from megatron_r1.errors import ConfigError
+from megatron_r1.data.prompts import PromptSource
 from megatron_r1.models.weight_bank import WeightBank
 from megatron_r1.stages.rl_models import open_critic, open_reward_models
 from megatron_r1.stages.session import Session, check_not_past
@@ -20,7 +19,7 @@ def run_rl(
     session: Session,
     stage: R1ZeroConfig,
     run_dir: Path,
-    init_from: Path | None,
+    init_from: Path,
     *,
     prepare: Callable[[PromptSource], None] | None = None,
 ) -> MegatronStep:
@@ -29,16 +28,9 @@ def run_rl(
     Args:
         prepare: does to the prompts what the stage asks for, before the first is drawn.
     """
-    if init_from is None:
-        raise ConfigError(
-            f"stage={stage.name} starts from a model: set model.init_from=DIR, the run directory "
-            "or checkpoint of one, or a Hugging Face model. stage=tiny_base makes a small one"
-        )
     config = session.config
     tokenizer = session.tokenizer(init_from)
-    prompts = open_prompts(config.data, tokenizer, seed=config.run.seed)
-    for reason, count in prompts.dropped.items():
-        session.say(f"{count} prompts {reason}, and were dropped")
+    prompts = session.prompts(tokenizer)
     if prepare is not None:
         prepare(prompts)
     megatron_step = session.megatron_step(

@@ -23,7 +23,7 @@ from megatron_r1.trainers.reward_model import RewardTask
 
 
 def run_rm_helpful(
-    session: Session, stage: RmHelpfulConfig, run_dir: Path, init_from: Path | None
+    session: Session, stage: RmHelpfulConfig, run_dir: Path, init_from: Path
 ) -> MegatronStep:
     """It sees the summaries alone, so that thoughts are free to be what they have to be."""
     template = session.config.data.template

@@ -24,7 +24,7 @@ from megatron_r1.trainers.reward_model import RewardTask
 
 
 def run_rm_safety(
-    session: Session, stage: RmSafetyConfig, run_dir: Path, init_from: Path | None
+    session: Session, stage: RmSafetyConfig, run_dir: Path, init_from: Path
 ) -> MegatronStep:
     """It sees the whole response: harm may be in the thought."""
     template = session.config.data.template

@@ -24,6 +24,7 @@ from megatron_r1.config.rollout import SglangConfig
 from megatron_r1.config.run import RunConfig
 from megatron_r1.config.stage import StageConfig
 from megatron_r1.data.examples import Example, without_long
+from megatron_r1.data.prompts import PromptSource, open_prompts
 from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_r1.errors import ConfigError
 from megatron_r1.models.policy import Policy
@@ -144,15 +145,10 @@ class Session:
             raise
         recorder.close()
 
-    def tokenizer(self, init_from: Path | None) -> Tokenizer:
+    def tokenizer(self, init_from: Path) -> Tokenizer:
         """`data.tokenizer`, or the one that lies beside the checkpoint to start from."""
         if self.config.data.tokenizer is not None:
             return load_tokenizer(Path(self.config.data.tokenizer))
-        if init_from is None:
-            raise ConfigError(
-                "no tokenizer: set data.tokenizer=DIR, or model.init_from=DIR to take the one of a "
-                "checkpoint"
-            )
         return self.tokenizer_of(init_from)
 
     def tokenizer_of(self, model_dir: Path) -> Tokenizer:
@@ -160,6 +156,13 @@ class Session:
         if is_hf_directory(model_dir):
             return load_tokenizer(model_dir)
         return load_tokenizer(resolve_checkpoint(model_dir) / TOKENIZER)
+
+    def prompts(self, tokenizer: Tokenizer) -> PromptSource:
+        """The run's prompts, after saying of which problems and lines there is none."""
+        prompts = open_prompts(self.config.data, tokenizer, seed=self.config.run.seed)
+        for reason, count in prompts.dropped.items():
+            self.say(f"{count} prompts {reason}, and were dropped")
+        return prompts
 
     def start_from(self, megatron_step: MegatronStep, init_from: Path) -> None:
         """Put weights into a fresh policy and its optimizer's master copy.

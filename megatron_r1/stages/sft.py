@@ -9,7 +9,6 @@ from megatron_r1.data.examples import Example, response_row
 from megatron_r1.data.samples import read_samples
 from megatron_r1.data.templates import render
 from megatron_r1.data.tokenizer import Tokenizer
-from megatron_r1.errors import ConfigError
 from megatron_r1.stages.example_files import read_examples
 from megatron_r1.stages.session import Session, check_not_past
 from megatron_r1.trainers.megatron_step import MegatronStep
@@ -17,9 +16,7 @@ from megatron_r1.trainers.sft import train_sft
 from megatron_r1.trainers.supervised import SupervisedParts
 
 
-def run_sft(
-    session: Session, stage: SftConfig, run_dir: Path, init_from: Path | None
-) -> MegatronStep:
+def run_sft(session: Session, stage: SftConfig, run_dir: Path, init_from: Path) -> MegatronStep:
     """Train, or go on training, in `run_dir`. Returns the model as it ended."""
     heldout = None if stage.heldout is None else Path(stage.heldout)
     return fine_tune(session, stage, run_dir, init_from, Path(stage.examples), heldout)
@@ -29,16 +26,11 @@ def fine_tune(
     session: Session,
     stage: SftConfig,
     run_dir: Path,
-    init_from: Path | None,
+    init_from: Path,
     samples: Path,
     heldout: Path | None,
 ) -> MegatronStep:
     """The same, on files that a stage has made or was given."""
-    if init_from is None:
-        raise ConfigError(
-            f"stage={stage.name} fine-tunes a model: set model.init_from=DIR, a run, a checkpoint "
-            "or a Hugging Face model. stage=tiny_base makes a small one"
-        )
     config = session.config
     tokenizer = session.tokenizer(init_from)
 

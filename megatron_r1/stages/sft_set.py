@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from megatron_r1.checkpoint.hf_coverage import is_hf_directory
 from megatron_r1.checkpoint.record import read_state, resolve_checkpoint
 from megatron_r1.config.judge import JudgeConfig
-from megatron_r1.data.curation.lineage import Lineage
+from megatron_r1.data.lineage import Lineage
 from megatron_r1.data.rejection import count_reasons, selection_table, split_heldout
 from megatron_r1.errors import DataError
 from megatron_r1.stages.collect import write_lines
@@ -67,6 +67,12 @@ def with_cache(config: Endpoint, path: Path) -> Endpoint:
     if config.cache_path is not None:
         return config
     return dataclasses.replace(config, cache_path=str(path))
+
+
+def dropped_row(example: Mapping[str, Any]) -> dict[str, Any]:
+    """How dropped.jsonl names an example; one of a file is the only one of its line."""
+    lineage = example["lineage"]
+    return {"prompt_id": lineage["prompt_id"], "sample": lineage.get("sample", 0)}
 
 
 def write_set(

@@ -18,6 +18,7 @@ from megatron_r1.data.samples import read_samples
 from megatron_r1.data.templates import render
 from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from megatron_r1.parallel.exchange import on_main_rank
+from megatron_r1.stages.example_files import read_examples
 from megatron_r1.stages.session import Session, check_not_past
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.trainers.supervised import (
@@ -78,7 +79,7 @@ def corpus(session: Session, stage: TinyBaseConfig) -> list[tuple[str, str]]:
     """
     config = session.config
     if stage.documents is not None:
-        samples = read_samples(stage.documents)
+        samples = read_examples(session, read_samples, stage.documents)
         return [(render(config.data.template, s.prompt), s.response) for s in samples]
     problems = open_corpus(config.data)
     epochs = -(-stage.num_documents // len(problems))

@@ -10,7 +10,6 @@ from typing import Any
 
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.config.stage import TinyR1ZeroConfig
-from megatron_r1.data.prompts import open_prompts
 from megatron_r1.evaluation.runner import summarise
 from megatron_r1.parallel.exchange import on_main_rank
 from megatron_r1.rollout.engine import SamplingParams
@@ -70,8 +69,7 @@ def evaluate_once(
     started_s = time.monotonic()
     config = session.config
     tokenizer = session.tokenizer(model_dir)
-    prompts = open_prompts(config.data, tokenizer, seed=config.run.seed)
-    questions = prompts.heldout_prompts(stage.evaluation.num_problems)
+    questions = session.prompts(tokenizer).heldout_prompts(stage.evaluation.num_problems)
     rules = RewardConfig(
         weights={"accuracy": 1.0, "format": 1.0},
         num_workers=config.reward.num_workers,

@@ -243,7 +243,7 @@ def manifest(config: RunConfig, inputs: Inputs | None = None) -> dict[str, Any]:
         "parallel": OmegaConf.to_container(OmegaConf.structured(config.parallel), enum_to_str=True),
         "python": platform.python_version(),
         "host": socket.gethostname(),
-        "commit": commit(),
+        "commit": checkout_commit(),
         "inputs": inputs or {},
         "packages": {name: _version(name) for name in packages},
     }
@@ -256,7 +256,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def commit() -> str | None:
+def checkout_commit() -> str | None:
     """The checkout's commit, with ``+`` when files differ from it; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
 

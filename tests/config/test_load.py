@@ -229,6 +229,7 @@ def test_the_engine_is_asked_for_what_the_objective_needs():
     with pytest.raises(ConfigError, match=r"algo.replay_routing = true needs what rollout.routed"):
         load_config([*plain, "algo=grpo_stable", "rollout.routed_experts=false"]).validate(1)
     in_process = ["model=tiny_v3", "rollout.max_response_tokens=64", "algo=grpo_stable"]
+    in_process.append("model.init_from=base")
     load_config(in_process).validate(1)
     with pytest.raises(ConfigError, match=r"rollout.top_p = 0.9 .* needs rollout=sglang"):
         load_config([*in_process, "rollout.top_p=0.9"]).validate(1)
@@ -268,6 +269,7 @@ def test_ways_of_sampling_that_cannot_be_are_refused(overrides, said):
 
 def test_ranks_wait_longer_than_servers_are_waited_for():
     common = ["model=tiny_v3", "rollout.max_response_tokens=64", "rollout=sglang"]
+    common.append("model.init_from=base")
     load_config(common).validate(2)
     for name in ("start_timeout_s", "publish_timeout_s", "give_up_s"):
         config = load_config([*common, f"rollout.{name}=7200"])

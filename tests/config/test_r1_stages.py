@@ -39,7 +39,34 @@ def test_r1_zero_samples_longer_responses_from_update_8200_on():
     run = ["stage=r1_zero", "model=qwen2.5_7b", "data=jsonl", "data.path=x", room]
     with pytest.raises(ConfigError, match=r"longer_factor = 1024 \+ 65536 exceeds parallel.max_t"):
         load_config(run).validate(1)
-    load_config([*run, "stage.num_steps=8200"]).validate(1)
+    load_config([*run, "stage.num_steps=8200", "model.init_from=base"]).validate(1)
+
+
+FILE = "stage.examples=x stage.max_tokens=128"
+SAMPLED = "stage.collect.source=x stage.max_tokens=128"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "what"),
+    [
+        ("stage=r1_zero", "a model"),
+        (f"stage=r1_stage1 {SAMPLED}", "a model to fine-tune"),
+        ("stage=r1_stage2", "a model"),
+        (f"stage=r1_stage3 {SAMPLED}", "a model to fine-tune"),
+        (f"stage=r1_stage4 {MODELS}", "a model"),
+        (f"stage=sft {FILE}", "a model to fine-tune"),
+        (f"stage=dpo {FILE}", "a policy, which is its reference too"),
+        (f"stage=rm_helpful {FILE}", "a language model, whose body is kept and gets a new head"),
+        (f"stage=rm_safety {FILE}", "a language model, whose body is kept and gets a new head"),
+        (f"stage=distill {FILE}", "a student"),
+        ("stage=evaluation", "a model to measure"),
+    ],
+)
+def test_a_stage_that_starts_from_a_model_asks_for_it_before_anything_runs(overrides, what):
+    given = [*overrides.split(), *SHORT]
+    with pytest.raises(ConfigError, match=f"starts from {what}: set model.init_from=DIR"):
+        load_config(given).validate(1)
+    load_config([*given, "model.init_from=base"]).validate(1)
 
 
 @pytest.mark.parametrize(

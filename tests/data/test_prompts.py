@@ -7,8 +7,7 @@ import json
 
 import pytest
 
-from megatron_r1.config.curation import OnBadLine
-from megatron_r1.config.data import DataConfig, PromptSourceKind
+from megatron_r1.config.data import BadLines, DataConfig, PromptSourceKind
 from megatron_r1.data.prompts import check_source, open_prompts
 from megatron_r1.errors import ConfigError, DataError
 from tests.conftest import ONE_DIGIT
@@ -128,7 +127,7 @@ def test_bad_lines_stop_or_are_set_aside_and_counted(tokenizer, tmp_path):
     path.write_text(path.read_text() + '\n{"question": "x"}\n{"question": \n')
     with pytest.raises(DataError, match=r"a\.jsonl:41: key 'answer' is missing. The line starts"):
         open_prompts(jsonl_config(path), tokenizer, seed=1)
-    lenient = jsonl_config(path, bad_lines=OnBadLine.set_aside)
+    lenient = jsonl_config(path, bad_lines=BadLines.set_aside)
     check_source(lenient)
     source = open_prompts(lenient, tokenizer, seed=1)
     ((reason, count),) = source.dropped.items()
@@ -136,6 +135,18 @@ def test_bad_lines_stop_or_are_set_aside_and_counted(tokenizer, tmp_path):
     path.write_text('{"question": "x"}\n')
     with pytest.raises(DataError, match=r"all of its lines are bad; the first: .*a\.jsonl:1: key"):
         open_prompts(lenient, tokenizer, seed=1)
+    with pytest.raises(DataError, match=r"all of its lines are bad"):
+        check_source(lenient)
+
+
+def test_good_lines_may_come_behind_the_first_that_are_looked_at(tokenizer, tmp_path):
+    path = write_questions(tmp_path / "a.jsonl", [str(n) for n in range(40)])
+    path.write_text('{"question": "x"}\n' * 1000 + path.read_text())
+    lenient = jsonl_config(path, bad_lines=BadLines.set_aside)
+    check_source(lenient)
+    assert len(open_prompts(lenient, tokenizer, seed=1).train) > 0
+    with pytest.raises(DataError, match=r"a\.jsonl:1: key 'answer' is missing"):
+        check_source(jsonl_config(path))
 
 
 def test_nothing_left_to_train_on_is_an_error(tokenizer, tmp_path):

@@ -10,9 +10,11 @@ import pytest
 from pyarrow import parquet
 
 from megatron_r1.data.jsonl import read_jsonl
-from megatron_r1.data.preferences import read_preferences
+from megatron_r1.data.preferences import PreferencePair, read_preferences
+from megatron_r1.data.problems import Problem
 from megatron_r1.data.records import file_name, read_lines, read_records
-from megatron_r1.data.samples import read_samples
+from megatron_r1.data.safety_labels import LabelledResponse, read_labelled
+from megatron_r1.data.samples import Sample, read_samples
 from megatron_r1.errors import DataError
 
 
@@ -103,6 +105,55 @@ def test_training_reads_parquet_and_sets_bad_rows_aside(tmp_path):
         with pytest.raises(DataError, match=r"a\.v2\.parquet:2: .* The line starts"):
             read(path)
     assert (found.prompt, found.id) == ("1 + 1 =", "a.v2/1")
+
+
+CSV = {
+    read_jsonl: (
+        'question,answer,id,grader,choices,language,dataset\nWhich?,B,,choice,"[""x"", ""y""]",,\n'
+        "1 + 1 =,2,mine,,,en,sums\n",
+        [
+            Problem("a/2", "Which?", "B", "choice", {"choices": ["x", "y"]}),
+            Problem("mine", "1 + 1 =", "2", "math", dataset="sums", language="en"),
+        ],
+    ),
+    read_samples: (
+        'prompt,response,lineage\n1 + 1 =,2,\n2 + 2 =,4,"{""model"": ""big""}"\n',
+        [Sample("1 + 1 =", "2"), Sample("2 + 2 =", "4")],
+    ),
+    read_preferences: (
+        "prompt,chosen,rejected,margin,id\n1 + 1 =,2,3,,\n2 + 2 =,4,5,1.5,mine\n",
+        [
+            PreferencePair("1 + 1 =", "2", "3", id="a/2"),
+            PreferencePair("2 + 2 =", "4", "5", margin=1.5, id="mine"),
+        ],
+    ),
+    read_labelled: (
+        "prompt,response,safe,id\nHow?,So.,true,\nWhy?,No.,FALSE,why\n",
+        [
+            LabelledResponse("How?", "So.", safe=True, id="a/2"),
+            LabelledResponse("Why?", "No.", safe=False, id="why"),
+        ],
+    ),
+}
+"""Reader -> a file with an empty cell in each optional column, and what is in it."""
+
+
+@pytest.mark.parametrize("read", CSV, ids=lambda read: read.__name__)
+def test_training_reads_csv(tmp_path, read):
+    path = tmp_path / "a.csv"
+    text, expected = CSV[read]
+    path.write_text(text)
+    assert read(path) == expected
+
+
+def test_a_cell_that_is_not_of_its_columns_type_is_named(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,response,safe\nHow?,So.,yes\n")
+    with pytest.raises(DataError, match=r"a\.csv:2: 'safe' must be true or false, got 'yes'"):
+        read_labelled(path)
+    path.write_text("prompt,chosen,rejected,margin\nHow?,1,2,wide\n")
+    with pytest.raises(DataError, match=r"a\.csv:2: 'margin' must be a number .* got 'wide'"):
+        read_preferences(path)
 
 
 def test_a_file_is_called_by_its_name_without_the_ending_of_its_format():

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from megatron_r1.data.rejection import (
+    Trimmed,
     count_reasons,
     fault_of,
     select,
@@ -72,14 +73,18 @@ def examples(name: str, count: int) -> list[dict]:
 
 def test_three_of_reasoning_for_each_other_one():
     reasoning, general = examples("sum", 60), examples("chat", 40)
-    kept, others = trim_to_ratio(reasoning, general, 3.0)
-    assert (len(kept), len(others)) == (60, 20)
+    found = trim_to_ratio(reasoning, general, 3.0)
+    others = found.general
+    assert (len(found.reasoning), len(others)) == (60, 20)
     assert others == [example for example in general if example in others]  # in their order
-    kept, others = trim_to_ratio(reasoning, general[:5], 3.0)
-    assert (len(kept), len(others)) == (15, 5)
-    assert trim_to_ratio(reasoning, general, 3.0) == trim_to_ratio(reasoning, general, 3.0)
-    assert trim_to_ratio(reasoning, general, 0) == (reasoning, general)
-    assert trim_to_ratio(reasoning, [], 3.0) == (reasoning, [])
+    left_out = [example for example in general if example not in others]
+    assert found.dropped == [(example, "too many general ones") for example in left_out]
+    assert trim_to_ratio(reasoning, general, 3.0) == found
+    found = trim_to_ratio(reasoning, general[:5], 3.0)
+    assert (len(found.reasoning), len(found.general)) == (15, 5)
+    assert count_reasons(found.dropped) == {"too many of reasoning": 45}
+    assert trim_to_ratio(reasoning, general, 0) == Trimmed(reasoning, general, [])
+    assert trim_to_ratio(reasoning, [], 3.0) == Trimmed(reasoning, [], [])
 
 
 def test_all_samples_of_a_question_are_on_one_side():

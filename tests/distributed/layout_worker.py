@@ -65,6 +65,7 @@ def build(
         overrides.append("model.num_mtp_layers=1")
     overrides += ["rollout.max_response_tokens=32", "parallel.max_tokens_per_microbatch=160"]
     overrides += [f"parallel.{name}={value}" for name, value in parallel.items()]
+    overrides.append("model.init_from=base")  # whose weights nobody asks for here
     config = load_config([*overrides, *others])
     config.validate(dist.get_world_size())
     layout = enter_layout(config.parallel, seed=1)

@@ -15,7 +15,7 @@ def main(world_size: int, ranks: list[int], overrides: list[str]) -> None:
     from megatron_r1.config.load import load_config
     from megatron_r1.models.rank_size import rank_size
 
-    config = load_config([*overrides, "rollout.max_response_tokens=64"])
+    config = load_config([*overrides, "rollout.max_response_tokens=64", "model.init_from=base"])
     config.validate(world_size)
     for rank in ranks:
         start = time.process_time()

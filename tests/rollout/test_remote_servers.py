@@ -81,14 +81,16 @@ def test_it_ends_when_the_nodes_have_ended(tmp_path: Path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("rollout=inprocess", "rollout.name = inprocess has no servers"),
-        ("rollout=sglang rollout.urls=[http://a:1]", "rollout.urls names some that run already"),
+        ("experiment=quickstart", "rollout.name = inprocess has no servers"),
+        (
+            "experiment=quickstart rollout=sglang rollout.urls=[http://a:1]",
+            "rollout.urls names some that run already",
+        ),
+        ("stage=sft stage.examples=x stage.max_tokens=64", "stage.name = sft asks none"),
+        ("rollout=sglang stage=tiny_base", "stage.name = tiny_base asks none"),
     ],
 )
 def test_rollout_nodes_without_servers_of_theirs_are_refused(overrides: str, message: str):
-    config = load_config(
-        ["cluster=slurm_onehost", "cluster.rollout_nodes=1", "experiment=quickstart"]
-        + overrides.split()
-    )
+    config = load_config(["cluster=slurm_onehost", "cluster.rollout_nodes=1", *overrides.split()])
     with pytest.raises(ConfigError, match=message):
         config.validate(1)

@@ -85,7 +85,7 @@ def test_impossible_settings(setting, said):
 
 def test_dense_layers_that_sglang_would_overlook_are_refused():
     overrides = ["model=tiny_qwen3_moe", "model.num_dense_layers=1", "data.max_prompt_tokens=64"]
-    overrides.append("rollout.max_response_tokens=16")
+    overrides += ["rollout.max_response_tokens=16", "model.init_from=base"]
     load_config(overrides).validate(1)
     with pytest.raises(ConfigError, match="model.num_dense_layers = 1 with rollout.name = sglang"):
         load_config([*overrides, "rollout=sglang"]).validate(1)
@@ -94,6 +94,7 @@ def test_dense_layers_that_sglang_would_overlook_are_refused():
 def test_masks_for_which_sglang_has_no_room_are_refused():
     overrides = ["model=tiny_dense", "model.vocab_size=8192", "data.max_prompt_tokens=64"]
     overrides += ["rollout=sglang", "rollout.max_response_tokens=16", "rollout.sampling_masks=true"]
+    overrides.append("model.init_from=base")
     load_config(overrides).validate(1)  # nothing is cut off
     overrides.append("rollout.top_p=0.9")
     with pytest.raises(ConfigError, match="of 8192 tokens more than 4096 may be left"):

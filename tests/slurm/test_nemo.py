@@ -98,6 +98,7 @@ def test_the_same_command_runs_stages_here(tmp_path):
     stages = [line.split()[-2] for line in dry.stdout.splitlines()]
     assert stages == ["stage=tiny_base", "stage=r1_zero"]
     unread = ["stage=r1_zero", "data=jsonl", "data.path=nowhere.jsonl"]  # until the stage starts
+    unread.append("model.init_from=base")
     done = launch(tmp_path, *unread, "rollout.max_response_tokens=64", "data.max_prompt_tokens=64")
     assert done.returncode == 2
     assert "nowhere.jsonl" in done.stderr
@@ -110,11 +111,16 @@ def test_a_secret_in_the_configuration_is_refused(tmp_path):
 
 
 def test_a_chain_stops_after_a_stage_that_failed(slurm, tmp_path):
-    """The second stage has no base model to start from: exit code 2, and no second start."""
-    chain = "stage=tiny_base,r1_zero,tiny_base"
+    """The second stage ends with exit code 2, and has no second start. One that names no model to
+    start from is not submitted."""
+    chain = "stage=r1_zero,r1_stage2,r1_zero"
     small = ["data.max_prompt_tokens=64", "rollout.max_response_tokens=64"]
+    unnamed = launch(tmp_path, chain, "cluster=slurm_onehost", *small, env=slurm.env)
+    assert unnamed.returncode == 2 and "set model.init_from=DIR" in unnamed.stderr
+    assert not list(tmp_path.iterdir())
+    small.append("model.init_from=base")
     probe = {"MEGATRON_R1_PYTHON": str(PROBE), "PROBE_DIR": str(tmp_path)}
-    failing = {"PROBE_FAILS_ON": "stage=r1_zero"}
+    failing = {"PROBE_FAILS_ON": "stage=r1_stage2"}
     done = launch(
         tmp_path, chain, "cluster=slurm_onehost", *small, env=slurm.env, **probe, **failing
     )
@@ -123,7 +129,7 @@ def test_a_chain_stops_after_a_stage_that_failed(slurm, tmp_path):
     assert [words[-1] for words in states] == ["COMPLETED", "FAILED", "CANCELLED"]
     assert slurm.job(states[1][2])["Restarts"] == "0"
     seen = json.loads((tmp_path / "rank0.json").read_text())["argv"]
-    assert "stage=r1_zero" in seen and "run.name='tiny_base/1_r1_zero'" in seen
+    assert "stage=r1_stage2" in seen and "run.name='r1_zero/1_r1_stage2'" in seen
 
 
 @pytest.mark.megatron

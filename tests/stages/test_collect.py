@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import multiprocessing
 import threading
 import time
@@ -13,11 +14,13 @@ import torch
 import torch.distributed as dist
 
 from megatron_r1.config.judge import JudgeConfig
+from megatron_r1.config.load import load_config
+from megatron_r1.data.samples import read_samples
 from megatron_r1.errors import DataError, EngineError, StoppedEarly
 from megatron_r1.rewards.judge import ask_all
 from megatron_r1.stages import collect
 from megatron_r1.stages.collect import read_parts, while_main_works, write_lines
-from megatron_r1.stages.r1_stage3 import with_verdicts
+from megatron_r1.stages.r1_stage3 import with_verdicts, write_sft_set
 from tests.rewards.builders import prompt_of
 from tests.rewards.judge_server import Reply, judge_server
 
@@ -62,6 +65,36 @@ def test_a_judge_that_is_down_ends_the_run():
         status = 200
         judged = with_verdicts(samples, BY_DRAW, endpoint)
     assert {found["parts"]["judged"] for found in judged} == {1.0}
+
+
+def test_all_samples_of_stage_3_are_kept_or_dropped_with_a_reason(tmp_path):
+    """6 right samples beside 2 others, at a ratio of 1: 4 of reasoning are too many."""
+    model, parts, data = tmp_path / "model", tmp_path / "parts", tmp_path / "data"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    scored = {"format": 1.0, "readable": 1.0, "accuracy": 1.0}
+    found = [{**sample(draw, f"it is {draw}"), "parts": scored} for draw in range(6)]
+    write_lines(parts / "part_00000.jsonl", [*found, {**found[0], "sample": 1}])
+    write_lines(tmp_path / "general.jsonl", [{"prompt": f"{n}?", "response": "-"} for n in "ab"])
+    config = load_config(
+        ["stage=r1_stage3", f"stage.collect.source={model}", "stage.reasoning_per_general=1"]
+        + [f"stage.general={tmp_path}/general.jsonl"]
+    )
+    session = SimpleNamespace(config=config)
+    prompts, general = list(BY_DRAW.values()), read_samples(config.stage.general)
+    table = write_sft_set(
+        session, config.stage, prompts, parts, data, threading.Event(), general=general
+    )
+    rows = [line.split("|")[1:3] for line in table.splitlines()[2:]]
+    counts = {what.strip(): count.strip() for what, count in rows}
+    assert counts == {
+        "samples": "9",
+        "dropped: too many of reasoning": "4",
+        "dropped: the same text again": "1",
+        "kept": "4",
+    }
+    dropped = [json.loads(line) for line in (data / "dropped.jsonl").read_text().splitlines()]
+    assert len(dropped) == 5 and dropped[-1].keys() == {"prompt_id", "sample", "reason"}
 
 
 def wait_as(rank: int, store: str, found) -> None:

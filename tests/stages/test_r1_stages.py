@@ -43,16 +43,19 @@ def test_four_stages_from_a_base_model(tmp_path):
         {"question": f"{n} ?", "answer": "-", "dataset": ("helpfulness", "harmlessness")[n % 2]}
         for n in range(4)
     ]
-    prompts = lines(tmp_path / "prompts.jsonl", reasoning + general)
+    prompts = lines(tmp_path / "prompts.jsonl", [*reasoning, *general, reasoning[0]])
     examples = lines(
         tmp_path / "few.jsonl",
-        [{"question": "9 + 1 =", "response": "<think>9, 10</think><answer>10</answer>"}],
+        [
+            {"question": "9 + 1 =", "response": "<think>9, 10</think><answer>10</answer>"},
+            {"question": "no response"},
+        ],
     )
     other = [
         {"question": "please tell me something long", "response": "something"},
         {"question": "hello", "response": "<answer>hello</answer>"},
     ]
-    others = lines(tmp_path / "general.jsonl", other)
+    others = lines(tmp_path / "general.jsonl", [*other, {"question": "no response"}])
     labelled = [{"prompt": "1 ?", "response": "no" * (n % 2), "safe": n % 2 == 0} for n in (1, 2)]
     for record in labelled:
         record["response"] = record["response"] or "yes"
@@ -71,6 +74,7 @@ def test_four_stages_from_a_base_model(tmp_path):
         one = ["stage=r1_stage1", "run.name=one", init, *data, only_reasoning, *teacher, *sft]
         one += [f"stage.collect.source={tmp_path}/base", "stage.collect.samples_per_prompt=2"]
         one += ["stage.collect.prompts_per_part=4", f"stage.few_shot={examples}"]
+        one += ["data.bad_lines=set_aside"]
         one += ["stage.num_epochs=60"]
         rl = ["stage.num_steps=3", "stage.steps_per_phase=2", "stage.prompts_per_step=2"]
         rl += ["stage.rollouts_per_prompt=2", "optimizer.lr=1e-5"]
@@ -80,6 +84,7 @@ def test_four_stages_from_a_base_model(tmp_path):
         three += [f"stage.collect.source={tmp_path}/two", "stage.collect.samples_per_prompt=8"]
         three += [f"stage.general={others}", "stage.collect.judged_datasets=[essays]"]
         three += [f"judge.base_url={endpoint.url}", "stage.reasoning_per_general=0"]
+        three.append("data.bad_lines=set_aside")
         models = [init, "stage.max_tokens=64", "data.template=plain"]
         helpful = ["stage=rm_helpful", "run.name=helpful", *models]
         helpful += [f"stage.examples={lines(tmp_path / 'pairs.jsonl', pairs)}"]
@@ -96,6 +101,12 @@ def test_four_stages_from_a_base_model(tmp_path):
             exit_codes=codes,
         )  # fmt: skip
 
+    # Every stage that draws prompts says what it drops; one that has its samples draws none.
+    repeated = f"1 prompts ask what an earlier line of {prompts} asks, and were dropped"
+    assert output.count(repeated) == len([one, two, three, four, nothing])
+    # Each start of stages 1 and 3 reads its other samples once, and leaves out the bad line.
+    assert output.count(f"1 bad lines of {examples} were set aside") == len([one, one])
+    assert output.count(f"1 bad lines of {others} were set aside") == len([three])
     # Stage 1: the base solves nothing, the teacher all; a part for each 4 prompts, read once.
     train, heldout = (
         read(tmp_path / "one/data/train.jsonl"),

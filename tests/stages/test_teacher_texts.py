@@ -12,12 +12,11 @@ from megatron_r1.config.load import load_config
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.data.rejection import count_reasons, select
 from megatron_r1.data.samples import read_samples
-from megatron_r1.errors import DataError
 from megatron_r1.rewards.scorer import RewardScorer
 from megatron_r1.rewards.teacher import Teacher
 from megatron_r1.stages.collect import FILTERS
+from megatron_r1.stages.general_samples import general_examples
 from megatron_r1.stages.r1_stage1 import answer_missing, rewrite_right_ones, written_by
-from megatron_r1.stages.r1_stage3 import general_examples
 from tests.rewards.builders import prompt_of
 from tests.rewards.judge_server import Reply, judge_server
 
@@ -78,13 +77,6 @@ def test_a_thought_is_in_form_and_readable_or_the_sample_goes(tmp_path):
          "verdicts": {**thought["verdicts"], **poet}},
         {"prompt_id": "hi", **file, "line": 6, "model": "poet"},
     ]  # fmt: skip
-    GENERAL[0]["lineage"] = {"prompt": "no such key"}
-    (tmp_path / "general.jsonl").write_text(json.dumps(GENERAL[0]) + "\n")
-    with pytest.raises(DataError, match="general.jsonl:1: 'lineage' has an unknown key"):
-        general_examples(
-            dataclasses.replace(stage, teacher=dataclasses.replace(stage.teacher, enabled=False)),
-            read_samples(stage.general), tmp_path, readability, threading.Event(),
-        )  # fmt: skip
 
 
 def test_a_teacher_that_writes_nothing_is_not_a_wrong_answer(tmp_path):
@@ -117,7 +109,8 @@ def test_a_teacher_that_writes_nothing_is_not_a_wrong_answer(tmp_path):
         rewritten = rewrite_right_ones(stage, samples, by_draw, teacher, scorer)
         found = select(rewritten)
         del by_draw[1]
-        asked = select(answer_missing(stage, found, by_draw, teacher, scorer))
+        few_shot = read_samples(stage.few_shot)
+        asked = select(answer_missing(stage, found, by_draw, teacher, scorer, few_shot))
     assert [s["draw"] for s in (*found.kept, *asked.kept)] == [0, 2]
     nothing = "the teacher wrote nothing"
     assert count_reasons(found.dropped) == {"accuracy": 2, nothing: 1}

@@ -25,7 +25,7 @@ def main(cases: list[tuple[int, list[str]]]) -> None:
     prepare()
     host = Host(device=torch.device("meta"), backend="fake")
     for number, (world_size, overrides) in enumerate(cases):
-        config = load_config([*overrides, "rollout.max_response_tokens=64"])
+        config = load_config([*overrides, "rollout.max_response_tokens=64", "model.init_from=base"])
         config.validate(world_size)
         for rank in range(world_size):
             with fake_world(rank=rank, world_size=world_size):

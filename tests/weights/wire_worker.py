@@ -55,7 +55,7 @@ def configuration(case: dict[str, Any], parallel: dict[str, Any]) -> Any:
         f"{name if '.' in name else 'parallel.' + name}={value}" for name, value in parallel.items()
     ]
     settings += ["rollout=sglang", f"run.root={case['root']}", "telemetry.progress=false"]
-    settings += ["rollout.check_weights_every=1"]
+    settings += ["rollout.check_weights_every=1", "model.init_from=base"]
     config = load_family(case["family"], *case["overrides"], *settings)
     config.validate(dist.get_world_size())
     return config

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_r1.data.curation.lineage import Lineage, lineage_of
 from megatron_r1.data.json_lines import text_of
 from megatron_r1.data.jsonl import problem_of
+from megatron_r1.data.lineage import Lineage, lineage_of
 from megatron_r1.data.records import Line, line_id
 from megatron_r1.data.samples import sample_of
 

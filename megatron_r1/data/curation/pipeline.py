@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from megatron_r1 import __version__
-from megatron_r1.config.curation import CurationConfig, OnBadLine
+from megatron_r1.config.curation import CurationConfig
+from megatron_r1.config.data import BadLines
 from megatron_r1.data.curation.decontaminate import Contamination
 from megatron_r1.data.curation.difficulty import Difficulty
 from megatron_r1.data.curation.exact import ExactDuplicates
@@ -45,7 +46,7 @@ def curate(inputs: Sequence[Path], output: Path, config: CurationConfig) -> Cura
 
         train.jsonl            what is kept, each example with its lineage
         train.dropped.jsonl    step, file, line and reason of each example that is not
-        train.rejected.jsonl   lines that are no example, as they stand (on_bad_line=set_aside)
+        train.rejected.jsonl   lines that are no example, as they stand (bad_lines=set_aside)
         train.manifest.json    files with their hashes, configuration, counts and statistics
 
     The same inputs and configuration give the same bytes.
@@ -143,9 +144,10 @@ def _curate_file(
         example, error = _example_or_error(line)
         report.steps[0].count(line.where, error)
         if example is None:
-            if config.on_bad_line is OnBadLine.stop:
+            if config.bad_lines is BadLines.stop:
                 raise DataError(
-                    f"{line.fail(error)}. Mend it, or set bad lines aside (on_bad_line=set_aside)"
+                    f"{line.fail(error)}. Mend it, or set bad lines aside with "
+                    "stage.curation.bad_lines=set_aside (tools/curate.py --bad-lines set_aside)"
                 )
             text = line.text or json.dumps(line.record, ensure_ascii=False, default=str)
             _write(files.rejected, file=str(path), line=line.number, error=error, text=text)

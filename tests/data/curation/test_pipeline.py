@@ -13,8 +13,8 @@ from megatron_r1.config.curation import (
     CurationConfig,
     DecontaminationConfig,
     DifficultyConfig,
-    OnBadLine,
 )
+from megatron_r1.config.data import BadLines
 from megatron_r1.data.curation.pipeline import curate
 from megatron_r1.data.jsonl import read_jsonl
 from megatron_r1.errors import ConfigError, DataError
@@ -56,9 +56,9 @@ def files(tmp_path) -> dict[str, Path]:
     return {"raw": raw, "more": more, "eval": evaluation, "out": tmp_path / "out/train.jsonl"}
 
 
-def config(files, on_bad_line=OnBadLine.set_aside) -> CurationConfig:
+def config(files, bad_lines=BadLines.set_aside) -> CurationConfig:
     against = DecontaminationConfig(files=[str(files["eval"])])
-    return CurationConfig(on_bad_line=on_bad_line, decontamination=against)
+    return CurationConfig(bad_lines=bad_lines, decontamination=against)
 
 
 def read(path: Path) -> list[dict]:
@@ -108,7 +108,7 @@ def test_table_and_manifest_say_the_same(files):
     statistics = manifest["statistics"]
     assert statistics["style"]["question_words"] == {"mean": 2, "median": 2, "p95": 2, "max": 2}
     assert statistics[""]["languages"] == {"en": 2}
-    assert manifest["config"]["on_bad_line"] == "set_aside"
+    assert manifest["config"]["bad_lines"] == "set_aside"
 
 
 def test_the_same_inputs_give_the_same_bytes(files, tmp_path):
@@ -123,10 +123,10 @@ def test_the_same_inputs_give_the_same_bytes(files, tmp_path):
 
 
 def test_a_bad_line_stops_and_leaves_the_earlier_output_alone(files):
-    curate([files["more"]], files["out"], config(files, OnBadLine.stop))
+    curate([files["more"]], files["out"], config(files, BadLines.stop))
     before = {path.name: path.read_bytes() for path in files["out"].parent.iterdir()}
     with pytest.raises(DataError, match=r"raw\.jsonl:2: not JSON.*set bad lines aside"):
-        curate([files["more"], files["raw"]], files["out"], config(files, OnBadLine.stop))
+        curate([files["more"], files["raw"]], files["out"], config(files, BadLines.stop))
     after = {path.name: path.read_bytes() for path in files["out"].parent.iterdir()}
     assert after == before
 
@@ -160,7 +160,7 @@ def test_what_another_step_drops_is_no_twin(files, tmp_path):
         "\n".join(json.dumps({"prompt_id": p, "parts": {"accuracy": a}}) for p, a in samples)
     )
     difficulty = DifficultyConfig(rollouts=[str(rollouts)])
-    settings = CurationConfig(on_bad_line=OnBadLine.set_aside, difficulty=difficulty)
+    settings = CurationConfig(bad_lines=BadLines.set_aside, difficulty=difficulty)
     curate([files["raw"]], files["out"], settings)
     (kept,) = read(files["out"])
     assert (kept["id"], kept["lineage"]["verdicts"]) == ("raw/6", {"pass_rate": 0.5})

@@ -59,24 +59,28 @@ def lineage_of(record: Mapping[str, Any], own_id: str, line: Line) -> Lineage:
     """
     here: dict[str, Any] = {"prompt_id": own_id, "source": str(line.path), "line": line.number}
     if "lineage" in record:
-        return Lineage(**{**here, **checked(record["lineage"])})
+        return Lineage(**{**here, **lineage_fields(record["lineage"])})
     sampled = {
         "prompt_id": record.get("prompt_id"),
         "model_version": record.get("weight_version"),
         "sample": record.get("sample"),
         "verdicts": record.get("parts"),
     }
-    return Lineage(**{**here, **checked({k: v for k, v in sampled.items() if v is not None})})
+    return Lineage(**{**here, **lineage_fields(sampled)})
 
 
-def checked(found: Any) -> dict[str, Any]:
-    """What a file says in ``lineage``; raises ValueError where that is none."""
+def lineage_fields(found: Any) -> dict[str, Any]:
+    """What is known of what a file says in ``lineage``; raises ValueError where that is none."""
     if not isinstance(found, dict):
         raise ValueError(f"'lineage' must be an object, got {type(found).__name__}")
+    known = {}
     for name, value in found.items():
         if name not in _TYPES:
             raise ValueError(f"'lineage' has an unknown key {name!r}; it has {', '.join(_TYPES)}")
+        if value is None:
+            continue  # Parquet has every key of an object in every row
         if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
             expected = _TYPES[name][0].__name__
             raise ValueError(f"'lineage.{name}' must be {expected}, got {type(value).__name__}")
-    return found
+        known[name] = value
+    return known

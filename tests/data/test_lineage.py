@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.data.curation.examples import example_of
-from megatron_r1.data.curation.lineage import Lineage
+from megatron_r1.data.lineage import Lineage
 from megatron_r1.data.records import Line
 
 HERE = Path("data/b.jsonl.gz")
