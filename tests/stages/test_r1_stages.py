@@ -130,6 +130,8 @@ def test_four_stages_from_a_base_model(tmp_path):
     assert {"reward/accuracy", "reward/format", "reward/language"} < metrics(tmp_path / "two")[
         0
     ].keys()
+    counted = [read(path) for path in sorted((tmp_path / "two/pass_counts").iterdir())]
+    assert [[c["samples"] for c in counts] for counts in counted] == [[2] * 4, [2] * 2]
     # Stage 3: all of reasoning and all others; the long question got a thought, "hello" none.
     manifest = json.loads((tmp_path / "three/data/manifest.json").read_text())
     assert manifest["reasoning"] == manifest["reasoning, all"] > 1
