@@ -14,7 +14,8 @@ from megatron_r1.checkpoint.record import resolve_checkpoint
 from megatron_r1.config.paths import flatten, paths_read
 from megatron_r1.config.run import RunConfig
 from megatron_r1.errors import CheckpointError
-from megatron_r1.telemetry.files import write_json
+from megatron_r1.telemetry.files import sha256_of, write_json
+from megatron_r1.telemetry.lock import LOCK
 from megatron_r1.telemetry.run_dir import is_run
 
 
@@ -39,7 +40,7 @@ class Hashes:
         root = artifact_root(path)
         if root is None:
             return None
-        files = sorted(file for file in root.rglob("*") if file.is_file())
+        files = sorted(f for f in root.rglob("*") if f.is_file() and f.name != LOCK)
         digest = hashlib.sha256()
         for file in files:
             digest.update(f"{file.relative_to(root)} {self._of_file(file)}\n".encode())
@@ -54,7 +55,7 @@ class Hashes:
         known = self._known.get(key)
         if known and known[:2] == stamp:
             return known[2]
-        found = _sha256(path)
+        found = sha256_of(path)
         self._known[key] = [*stamp, found]
         return found
 
@@ -81,7 +82,7 @@ def inputs_of(config: RunConfig) -> dict[str, dict[str, Any]]:
     for setting, path in paths_read(settings).items():
         row: dict[str, Any] = {"path": path}
         if Path(path).is_file():
-            row["sha256"] = _sha256(Path(path))
+            row["sha256"] = sha256_of(Path(path))
         else:
             root = artifact_root(Path(path))
             if root is None:
@@ -89,11 +90,6 @@ def inputs_of(config: RunConfig) -> dict[str, dict[str, Any]]:
             row["checkpoint"] = str(root)
             for name in ("state.json", "config.json"):
                 if (root / name).is_file():
-                    row[name] = _sha256(root / name)
+                    row[name] = sha256_of(root / name)
         found[setting] = row
     return found
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

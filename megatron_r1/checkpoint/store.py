@@ -35,6 +35,7 @@ from megatron_r1.checkpoint.record import (
     check_same_model,
     copy_tokenizer,
     flush,
+    forget_origin,
     latest_checkpoint,
     publish,
     read_state,
@@ -208,6 +209,7 @@ class CheckpointStore:
             copy_tokenizer(self._tokenizer_dir, pending.partial / TOKENIZER)
         if (self._dir / FP8_SCALES).is_file():
             shutil.copyfile(self._dir / FP8_SCALES, pending.partial / FP8_SCALES)
+        forget_origin(pending.partial)
         write_record(pending.partial, pending.model, **pending.record)
         publish(pending.partial, pending.final)
         with replace_file(self._dir / "latest") as pointer:

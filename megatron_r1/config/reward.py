@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from megatron_r1.errors import ConfigError
@@ -189,6 +190,18 @@ class RewardConfig:
         """Every part that has a weight, for some prompt at some step."""
         names = [*self.weights, *(part for mix in self.mixes.values() for part in mix)]
         return tuple(dict.fromkeys(names))
+
+    def measuring(
+        self, rules: Iterable[str], by_dataset: Mapping[str, Iterable[str]] | None = None
+    ) -> RewardConfig:
+        """Rules to measure with, each of weight 1, worked out as these settings say.
+
+        Args:
+            by_dataset: data set -> its own rules.
+        """
+        mixes = {name: dict.fromkeys(own, 1.0) for name, own in (by_dataset or {}).items()}
+        weights = dict.fromkeys(rules, 1.0)
+        return replace(self, weights=weights, mixes=mixes, schedules={}, models={}, reads={})
 
     def weights_at(self, dataset: str, step: int) -> dict[str, float]:
         """The weights of one data set's prompts after `step` updates; parts that are off are

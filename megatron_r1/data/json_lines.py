@@ -15,9 +15,14 @@ def text_of(record: dict[str, Any], key: str) -> str:
         raise ValueError(f"{key!r} must be a string, got {type(value).__name__} {value!r}")
     if not value.strip():
         raise ValueError(f"{key!r} is empty")
-    if any("\ud800" <= char <= "\udfff" for char in value):
+    if holds_half_a_pair(value):
         raise ValueError(f"{key!r} holds half of a surrogate pair, which is no character")
     return value
+
+
+def holds_half_a_pair(text: str) -> bool:
+    """Whether a text holds half of a surrogate pair, which is no character."""
+    return any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def decode(line: bytes, what: str = "record") -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_r1.data.json_lines import holds_half_a_pair
 from megatron_r1.rewards.not_graded import not_graded
 from megatron_r1.telemetry.table import render_table
 
@@ -48,11 +49,6 @@ def fault_of(sample: Mapping[str, Any]) -> str:
     if "accuracy" not in parts and "judged" not in parts:
         return "no verdict"
     return ""
-
-
-def holds_half_a_pair(text: str) -> bool:
-    """Whether a text holds half of a surrogate pair, which is no character."""
-    return any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def select(samples: Iterable[Mapping[str, Any]], *, keep_per_prompt: int = 0) -> Selection:

@@ -14,7 +14,7 @@ from functools import partial
 from threading import Event
 
 from megatron_r1.config.sft import TeacherConfig
-from megatron_r1.data.rejection import holds_half_a_pair
+from megatron_r1.data.json_lines import holds_half_a_pair
 from megatron_r1.data.samples import Sample
 from megatron_r1.data.templates import ANSWER, END_ANSWER, END_THINK, TAGS, THINK
 from megatron_r1.errors import EngineError

@@ -25,24 +25,16 @@ from megatron_r1.types import FinishReason, Prompt, Reward, Rollout, RolloutGrou
 T = TypeVar("T")
 _POLL_S = 10.0
 """Our choice: how soon a wait for the main rank's work notices a signal."""
-FILTERS = {"accuracy": 1.0, "format": 1.0, "readable": 1.0}
+FILTERS = ("accuracy", "format", "readable")
 """Rules that look at each sample."""
 
 
 def filter_rules(session: Session, collect: CollectConfig) -> RewardConfig:
     """`FILTERS` with the run's own settings of them; a judge's data sets have no rule for
     accuracy."""
-    reward = session.config.reward
-    of_form = {name: weight for name, weight in FILTERS.items() if name != "accuracy"}
-    return RewardConfig(
-        name="filters",
-        weights=dict(FILTERS),
-        mixes={dataset: dict(of_form) for dataset in collect.judged_datasets},
-        num_workers=reward.num_workers,
-        timeout_s=reward.timeout_s,
-        sandbox=reward.sandbox,
-        readability=reward.readability,
-    )
+    of_form = [name for name in FILTERS if name != "accuracy"]
+    judged = {dataset: of_form for dataset in collect.judged_datasets}
+    return session.config.reward.measuring(FILTERS, by_dataset=judged)
 
 
 def first_prompts(session: Session, collect: CollectConfig, model_dir: Path) -> list[Prompt]:

@@ -6,10 +6,11 @@ import dataclasses
 import importlib
 from pathlib import Path
 
+from megatron_r1.config.checks.stage import check_start
 from megatron_r1.config.curation import CurateStageConfig
 from megatron_r1.config.pipeline import EvaluationStageConfig, PipelineConfig, TinyWorldStageConfig
 from megatron_r1.config.r1 import R1Stage2Config, R1Stage4Config
-from megatron_r1.config.run import RunConfig, check_start
+from megatron_r1.config.run import RunConfig
 from megatron_r1.config.sft import R1Stage1Config, R1Stage3Config, SftConfig
 from megatron_r1.config.stage import (
     DistillConfig,

@@ -7,8 +7,8 @@ from pathlib import Path
 from megatron_r1.checkpoint.hf_coverage import is_hf_directory
 from megatron_r1.checkpoint.hf_weights import HfWeights
 from megatron_r1.checkpoint.record import read_state, resolve_checkpoint, saved_config
+from megatron_r1.config.checks.layout import check_model_fits_degrees
 from megatron_r1.config.model import ModelConfig
-from megatron_r1.config.run import check_model_fits_degrees
 from megatron_r1.config.stage import DistillConfig
 from megatron_r1.data.examples import Example
 from megatron_r1.data.tokenizer import Tokenizer

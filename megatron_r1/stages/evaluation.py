@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -16,7 +15,7 @@ from megatron_r1.checkpoint.hf_coverage import is_hf_directory, read_hf_config
 from megatron_r1.checkpoint.record import read_state, resolve_checkpoint, saved_config
 from megatron_r1.config.evaluation import SuiteConfig, SuiteFormat
 from megatron_r1.config.model import ModelConfig
-from megatron_r1.config.reward import RewardConfig
+from megatron_r1.config.plain import as_plain
 from megatron_r1.data.problems import Problem
 from megatron_r1.data.templates import render
 from megatron_r1.data.tokenizer import Tokenizer
@@ -156,13 +155,7 @@ def _run_suite(
     ]
     is_judged = suite.format is SuiteFormat.judged
     names = ["format", *config.evaluation.measures, *([] if is_judged else ["accuracy"])]
-    rules = RewardConfig(
-        weights=dict.fromkeys(names, 1.0),
-        num_workers=config.reward.num_workers,
-        timeout_s=config.reward.timeout_s,
-        sandbox=config.reward.sandbox,
-        readability=config.reward.readability,
-    )
+    rules = config.reward.measuring(names)
     params = SamplingParams(
         num_samples=suite.samples,
         max_response_tokens=config.rollout.max_response_tokens,
@@ -217,11 +210,11 @@ def _question(
     return {
         "checkpoint": str(checkpoint.resolve()),
         "checkpoint_written_ns": record.stat().st_mtime_ns,
-        "suite": _plain(dataclasses.asdict(suite)),
+        "suite": as_plain(suite),
         "problems_sha256": hashlib.sha256(problems.encode()).hexdigest(),
         "template": config.data.template,
         "engine": [config.rollout.name, getattr(config.rollout, "fp8", False)],
-        "precision": _plain(dataclasses.asdict(config.precision)),
+        "precision": as_plain(config.precision),
         "judge": [judge.model, judge.temperature, judge.max_tokens],
         "max_response_tokens": config.rollout.max_response_tokens,
         "temperature": config.evaluation.temperature,
@@ -261,9 +254,3 @@ def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as draft:
         draft.write_text(text)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value.value if isinstance(value, Enum) else value

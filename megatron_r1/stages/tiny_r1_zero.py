@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from megatron_r1.config.reward import RewardConfig
 from megatron_r1.config.stage import TinyR1ZeroConfig
 from megatron_r1.evaluation.runner import summarise
 from megatron_r1.parallel.exchange import on_main_rank
@@ -70,11 +69,7 @@ def evaluate_once(
     config = session.config
     tokenizer = session.tokenizer(model_dir)
     questions = session.prompts(tokenizer).heldout_prompts(stage.evaluation.num_problems)
-    rules = RewardConfig(
-        weights={"accuracy": 1.0, "format": 1.0},
-        num_workers=config.reward.num_workers,
-        timeout_s=config.reward.timeout_s,
-    )
+    rules = config.reward.measuring(["accuracy", "format"])
     params = SamplingParams(
         num_samples=stage.evaluation.samples_per_problem,
         max_response_tokens=config.rollout.max_response_tokens,

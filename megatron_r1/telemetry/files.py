@@ -1,7 +1,8 @@
-"""Whole files or none: a reader never sees half of what a run is writing."""
+"""Whole files or none: a reader never sees half of what a run is writing. And what one holds."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -29,3 +30,9 @@ def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as draft:
         draft.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

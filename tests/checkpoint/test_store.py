@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from megatron_r1.algos.sft import sft_loss
+from megatron_r1.checkpoint.artifacts import Hashes
 from megatron_r1.checkpoint.record import REFERENCE, model_identity, read_state, resolve_checkpoint
 from megatron_r1.checkpoint.store import CheckpointStore, LoopState
 from megatron_r1.config.load import load_config
@@ -79,6 +80,18 @@ def test_training_goes_on_bit_for_bit_and_the_reference_comes_back(trained, one_
     resumed = update(fresh), weights(fresh)
     assert resumed[0] == went_on[0]
     assert all(torch.equal(resumed[1][name], went_on[1][name]) for name in went_on[1])
+
+
+def test_the_same_state_is_the_same_artifact(trained, tmp_path):
+    """Wherever and whenever it was written: a pipeline runs again what changed, no more."""
+    hashes = []
+    for name in ("one", "other"):
+        save(trained, CheckpointStore(tmp_path / name, keep=1, tokenizer_dir=None), 2)
+        hashes.append(Hashes(tmp_path / "hashes.json").of(tmp_path / name))
+    assert hashes[0] == hashes[1] is not None
+    update(trained)
+    save(trained, CheckpointStore(tmp_path / "other", keep=1, tokenizer_dir=None), 3)
+    assert Hashes(tmp_path / "hashes.json").of(tmp_path / "other") != hashes[0]
 
 
 def test_what_is_written_in_the_background_is_the_state_of_its_step(trained, one_rank, tmp_path):

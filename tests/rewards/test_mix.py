@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from megatron_r1.config.reward import RewardConfig
+from megatron_r1.config.reward import Reads, RewardConfig, SandboxConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.rewards.mix import (
     BrokenRuleError,
@@ -39,6 +39,21 @@ def test_parts_are_unweighted_and_every_part_has_a_reason():
         "accuracy": "right: '3' in the last <answer> block",
         "format": "0 <think> tags, expected 1",
     }
+
+
+def test_what_measures_is_worked_out_as_what_trains_and_counts_nothing_else():
+    trained = RewardConfig(
+        weights={"accuracy": 2.0, "helpful": 1.0},
+        schedules={"accuracy": {10: 0.5}},
+        models={"helpful": "runs/helpful"},
+        reads={"helpful": Reads.summary},
+        sandbox=SandboxConfig(cpu_s=3.0),
+        timeout_s=1.5,
+    )
+    rules = trained.measuring(["accuracy", "format"], by_dataset={"essays": ["format"]})
+    assert rules.weights_at("", 0) == {"accuracy": 1.0, "format": 1.0}
+    assert rules.weights_at("essays", 0) == {"format": 1.0}
+    assert (rules.models, rules.sandbox, rules.timeout_s) == ({}, trained.sandbox, 1.5)
 
 
 def test_a_rule_that_is_not_named_is_not_applied():

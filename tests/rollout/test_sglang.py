@@ -25,7 +25,7 @@ def served(request, one_rank, tokenizer, tmp_path_factory):
     """One server for each family."""
     root = tmp_path_factory.mktemp(request.param.replace(".", "_"))
     settings = ["rollout.routed_experts=true"]
-    if request.param == "qwen3_moe":  # see config/run.py
+    if request.param == "qwen3_moe":  # see config/checks/servers.py
         settings.append("model.num_dense_layers=0")
     with serve(one_rank, tokenizer, root, request.param, *settings) as served:
         served.engine.publish(0)

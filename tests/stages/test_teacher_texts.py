@@ -101,7 +101,7 @@ def test_a_teacher_that_writes_nothing_is_not_a_wrong_answer(tmp_path):
     (tmp_path / "few.jsonl").write_text('{"prompt": "1 + 1", "response": "2"}\n')
     with (
         judge_server(write) as endpoint,
-        RewardScorer(RewardConfig(weights=dict(FILTERS), num_workers=1)) as scorer,
+        RewardScorer(RewardConfig(num_workers=1).measuring(FILTERS)) as scorer,
     ):
         url = f"stage.teacher.base_url={endpoint.url}"
         stage = stage_of("stage=r1_stage1", url, f"stage.few_shot={tmp_path}/few.jsonl")

@@ -6,20 +6,18 @@ duplicate always has its twin in the output.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from megatron_r1 import __version__
 from megatron_r1.config.curation import CurationConfig
 from megatron_r1.config.data import BadLines
+from megatron_r1.config.plain import as_plain
 from megatron_r1.data.curation.decontaminate import Contamination
 from megatron_r1.data.curation.difficulty import Difficulty
 from megatron_r1.data.curation.exact import ExactDuplicates
@@ -28,7 +26,7 @@ from megatron_r1.data.curation.near_duplicates import NearDuplicates
 from megatron_r1.data.curation.report import CurationReport, StepCount
 from megatron_r1.data.records import Line, file_name, line_id, read_lines
 from megatron_r1.errors import ConfigError, DataError
-from megatron_r1.telemetry.files import replace_file
+from megatron_r1.telemetry.files import replace_file, sha256_of
 
 
 class Step(Protocol):
@@ -83,12 +81,12 @@ def curate(inputs: Sequence[Path], output: Path, config: CurationConfig) -> Cura
             raise DataError(f"nothing is kept for {output}:\n{report.describe()}")
         manifest = {
             "program": f"megatron-r1 {__version__}",
-            "config": _plain(dataclasses.asdict(config)),
+            "config": as_plain(config),
             "inputs": [
-                {"path": path, "lines": lines, "sha256": _sha256(Path(path))}
+                {"path": path, "lines": lines, "sha256": sha256_of(Path(path))}
                 for path, lines in num_lines.items()
             ],
-            "output": {"path": str(output), "sha256": _sha256(drafts["kept"])},
+            "output": {"path": str(output), "sha256": sha256_of(drafts["kept"])},
             **report.to_json(),
         }
         drafts["manifest"].write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
@@ -187,14 +185,3 @@ def _example_or_error(line: Line) -> tuple[Example | None, str]:
 
 def _write(output: IO[str], **record: Any) -> None:
     output.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value.value if isinstance(value, Enum) else value
