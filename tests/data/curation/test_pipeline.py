@@ -111,6 +111,30 @@ def test_table_and_manifest_say_the_same(files):
     assert manifest["config"]["bad_lines"] == "set_aside"
 
 
+def test_keys_of_any_name_and_half_a_character_travel_along(tmp_path):
+    """`output` is Alpaca's; half of a surrogate pair is no text that is learned."""
+    raw, out = tmp_path / "raw.jsonl", tmp_path / "out.jsonl"
+    keys = {"output": "two", "file": 3, "note": "\ud800"}
+    lines = [line("What is 1 + 1?", **keys), line("\ud800", **keys), line("What is 1 + 1?", **keys)]
+    raw.write_text("\n".join(lines))
+    curate([raw], out, CurationConfig(bad_lines=BadLines.set_aside))
+    (kept,) = read(out)
+    assert {key: kept[key] for key in keys} == keys
+    assert [r["line"] for r in read(out.with_suffix(".rejected.jsonl"))] == [2]
+    assert [d["line"] for d in read(out.with_suffix(".dropped.jsonl"))] == [3]
+
+
+def test_a_second_example_of_one_id_is_a_bad_line(tmp_path):
+    """Its pass rate would be that of both."""
+    raw, out = tmp_path / "raw.jsonl", tmp_path / "out.jsonl"
+    raw.write_text("\n".join([line("one?", id="a"), line("two?", id="b"), line("three?", id="a")]))
+    with pytest.raises(DataError, match=r"raw\.jsonl:3: id 'a' is that of line 1, too"):
+        curate([raw], out, CurationConfig())
+    report = curate([raw], out, CurationConfig(bad_lines=BadLines.set_aside))
+    assert (report.kept, report.steps[0].dropped) == (2, 1)
+    assert [r["line"] for r in read(out.with_suffix(".rejected.jsonl"))] == [3]
+
+
 def test_the_same_inputs_give_the_same_bytes(files, tmp_path):
     outputs = [tmp_path / "one/t.jsonl", tmp_path / "two/t.jsonl"]
     for output in outputs:
