@@ -43,6 +43,7 @@ def main() -> int:
         default=contamination.max_items,
         help="an n-gram of more evaluation records is a template's (default 0: none is)",
     )
+    add("--signs", action="store_true", help="signs count as words: sums differ in little else")
     add("--rollouts", nargs="+", default=[], metavar="FILE", help="a run's pass_counts/")
     add("--min-pass-rate", type=float, default=difficulty.min_pass_rate)
     add("--max-pass-rate", type=float, default=difficulty.max_pass_rate)
@@ -76,7 +77,10 @@ def run(arguments: argparse.Namespace) -> None:
             min_samples=arguments.min_samples,
         ),
         decontamination=DecontaminationConfig(
-            files=arguments.against, ngram_words=arguments.ngram, max_items=arguments.max_items
+            files=arguments.against,
+            ngram_words=arguments.ngram,
+            signs=arguments.signs,
+            max_items=arguments.max_items,
         ),
         near=NearDuplicateConfig(threshold=arguments.near),
     )

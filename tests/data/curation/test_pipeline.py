@@ -195,10 +195,12 @@ def test_the_command(files):
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert (refused.returncode, files["out"].exists()) == (2, False)
     assert refused.stderr.startswith(f"DataError: {files['raw']}:2: not JSON")
-    command += ["--bad-lines", "set_aside", "--against", str(files["eval"])]
+    command += ["--bad-lines", "set_aside", "--against", str(files["eval"]), "--signs"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(f"{files['out']}: 2 examples\n")
+    manifest = json.loads(files["out"].with_suffix(".manifest.json").read_text())
+    assert manifest["config"]["decontamination"]["signs"] is True
 
 
 def test_lines_without_an_id_are_called_the_same_in_curation_and_in_training(tmp_path):
