@@ -123,8 +123,9 @@ def inspect_apex() -> str:
         raise AbsentError(
             "the apex installed here has no amp_C: not NVIDIA's, or built without CUDA"
         )
-    importlib.import_module("torch")  # amp_C links against it
+    importlib.import_module("torch")  # its extensions link against it
     importlib.import_module("amp_C")
+    importlib.import_module("fused_layer_norm_cuda")  # its norms
     if not hasattr(importlib.import_module("apex.optimizers"), "FusedAdam"):
         raise AbsentError("the apex installed here has no FusedAdam: not NVIDIA's")
     return inspect_module("apex", "apex")
@@ -137,10 +138,17 @@ def inspect_layers() -> str:
 
     device = prepare().device
     from megatron_r1.config.precision import PrecisionConfig
-    from megatron_r1.models.precision import Installed, parts_name
+    from megatron_r1.models.precision import Installed, fit_names, parts_name
 
-    taken = parts_name(PrecisionConfig(), Installed.on(device))
-    return f"{taken.replace('_', ' ')} layers on {device.type}"
+    installed = Installed.on(device)
+    taken = parts_name(PrecisionConfig(), installed)
+    found = f"{taken.replace('_', ' ')} layers on {device.type}"
+    if device.type != "cuda":
+        return found
+    problems = {"Transformer Engine": installed.engine_problem, "Apex": installed.apex_problem}
+    problems |= {f"fp8 = {fp8.value}": reason for fp8, reason in installed.unfit.items()}
+    found += f"; precision={', '.join(fit_names(installed))}"
+    return "; ".join([found, *(f"no {name}: {why}" for name, why in problems.items() if why)])
 
 
 def inspect_slurm() -> str:

@@ -4,6 +4,7 @@
 #   bash tests/run.sh [pytest arguments]     e.g. tests/algos -k kl;  -m gpu;  -n 0 for one process
 #
 # With -m gpu on a machine that has one, Transformer Engine is installed, too, and has to be there.
+# There -m "gpu or megatron" runs the spine's tests on it as well: models, steps, rollouts, checkpoints.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/setup_env.sh
@@ -35,8 +36,13 @@ except ImportError as error:
     sys.exit(
         f"tests: -m gpu: Transformer Engine cannot be imported ({error}). "
         "Install it, for this torch and CUDA: pip install --no-build-isolation "
-        "'transformer-engine[pytorch]>=2.10'"
+        "'transformer-engine[pytorch]>=2.10,<2.12'"
     )
+from transformer_engine.pytorch.fp8 import check_fp8_block_scaling_support
+
+is_fit, reason = check_fp8_block_scaling_support()
+if not is_fit:
+    print(f"tests: -m gpu: tests of precision=fp8_block are skipped: {reason}", file=sys.stderr)
 CHECK
 fi
 

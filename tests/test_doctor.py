@@ -118,6 +118,9 @@ def test_nvidias_apex_is_known_by_what_it_offers(monkeypatch, tmp_path):
     add_package(monkeypatch, tmp_path, "apex", "")
     (tmp_path / "apex" / "optimizers.py").write_text("class FusedAdam: ...")
     (tmp_path / "amp_C.py").write_text("")
+    found = probe(check(inspect_apex))  # built without its norms
+    assert found.status is Status.broken and "fused_layer_norm_cuda" in found.detail
+    (tmp_path / "fused_layer_norm_cuda.py").write_text("")
     assert probe(check(inspect_apex)).status is Status.ok
 
 

@@ -47,6 +47,11 @@ def takes_triton(backend: Backend, tensor: Tensor, *, capability: tuple[int, int
         return torch.cuda.get_device_capability(tensor.device) >= capability
     if not _triton_is_installed():
         raise ValueError("backend = triton, and Triton is not installed: pip install triton")
+    if tensor.dtype is torch.float64:
+        raise ValueError(
+            "a tensor of float64 and backend = triton, whose kernels compute in float32. Set "
+            f"backend = reference, or {VARIABLE}=auto"
+        )
     if not tensor.is_cuda:
         from r1_kernels.triton import is_interpreted
 

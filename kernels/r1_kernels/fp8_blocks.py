@@ -64,7 +64,8 @@ def quantize(
             bfloat16, are the tile's numbers bit for bit. Elsewhere, and for None,
             scale = largest / 448.
         power_of_two: the smallest power of two that is no less (the UE8M0 scales of DeepSeek-V3.1
-            and of Transformer Engine's block scaling). Codes then use at least half of the range.
+            and of Transformer Engine's block scaling), up to 2^119: numbers beyond 448 * 2^119 are
+            cut to that, and come back finite. Codes use at least half of the range.
         tile: rows and columns of a tile.
     Raises:
         ValueError: not a matrix, or kept scales of another shape.

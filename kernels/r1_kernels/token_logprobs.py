@@ -62,7 +62,8 @@ def token_logprobs(
             Gradients of logits are rounded to the inputs' dtype before they are multiplied.
         chunk_bytes: logits held at once; None: CHUNK_BYTES.
     Returns:
-        logprobs_T, with gradient, and entropy_T, without; nats, float32 (float64 for float64).
+        logprobs_T, with gradient, and entropy_T, without; nats, float32 (float64 for float64). NaN
+        for a token whose logits are all -inf, as log_softmax has it.
     Raises:
         ValueError: shapes or dtypes do not match, or the temperature is not positive.
     """

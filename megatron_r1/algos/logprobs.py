@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_r1.algos.shapes import check_same_shape
+from r1_kernels.backend import Backend
 from r1_kernels.logit_rows import combine_shards, logit_gradient, logit_statistics
 
 CHUNK_ELEMENTS = 1 << 24
@@ -51,11 +52,13 @@ def target_logprobs(
     """Log-probability of targets_T[t], and entropy, under the logits of the same column t.
 
     Not token-aligned: see the head of this module. The vocabulary is never gathered: ranks exchange
-    four numbers per column, in two all-reduces.
+    four numbers per column, in two all-reduces. By plain PyTorch on any device, whatever R1_KERNELS
+    says: this is what `r1_kernels.token_logprobs` is compared with.
 
     Args:
         logits_Tv: columns vocab_start .. vocab_start + v of the vocabulary, any float dtype; the
-            only input that carries a gradient. A logit of -inf is a token of probability 0.
+            only input that carries a gradient. A logit of -inf is a token of probability 0; a row
+            of nothing else has NaN for results and gradients.
         targets_T: int64. One that lies outside the vocabulary gets -inf.
         temperature: what the logits are divided by, > 0.
         vocab_size: columns of the vocabulary from this one on are padding, of probability 0.
@@ -80,13 +83,17 @@ class _TargetLogprobs(torch.autograd.Function):
         ctx.scale = 1.0 / temperature
         ctx.num_valid = None if vocab_size is None else max(vocab_size - vocab_start, 0)
         columns_T = targets_T - vocab_start
-        chunks = [
-            logit_statistics(
-                logits_Tv[rows], columns_T[rows], scale=ctx.scale, num_valid=ctx.num_valid
+        dtype = torch.promote_types(logits_Tv.dtype, torch.float32)
+        statistics_4T = logits_Tv.new_empty(4, logits_Tv.shape[0], dtype=dtype)
+        for rows in row_chunks(logits_Tv):
+            statistics_4T[:, rows] = logit_statistics(
+                logits_Tv[rows],
+                columns_T[rows],
+                scale=ctx.scale,
+                num_valid=ctx.num_valid,
+                backend=Backend.reference,
             )
-            for rows in row_chunks(logits_Tv)
-        ]
-        peak_T, log_sum_T, entropy_T, target_T = combine_shards(torch.cat(chunks, dim=1), group)
+        peak_T, log_sum_T, entropy_T, target_T = combine_shards(statistics_4T, group)
         ctx.save_for_backward(logits_Tv, columns_T, peak_T, log_sum_T)
         ctx.mark_non_differentiable(entropy_T)
         return target_T - peak_T - log_sum_T, entropy_T
@@ -106,6 +113,7 @@ class _TargetLogprobs(torch.autograd.Function):
                 grad_logprobs_T[rows],
                 scale=ctx.scale,
                 num_valid=ctx.num_valid,
+                backend=Backend.reference,
             )
         return grad_Tv, None, None, None, None, None
 

@@ -118,6 +118,9 @@ class EvaluationConfig:
     measures: list[str] = field(default_factory=list)
     """Rules of `rewards/` whose means are measured beside pass@k, with intervals: format, language,
     readable."""
+    max_prompt_tokens: int = 0
+    """Longer problems are left out, and counted; 0: `data.max_prompt_tokens`, a length of the
+    prompts that were trained on."""
     problems_per_part: int = 64
     """What is measured and written down at a time: a start that is stopped loses no more. Our
     choice."""
@@ -129,6 +132,8 @@ class EvaluationConfig:
             raise ConfigError(f"temperature must be > 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p must be in (0, 1], got {self.top_p}")
+        if self.max_prompt_tokens < 0:
+            raise ConfigError(f"max_prompt_tokens must be >= 0, got {self.max_prompt_tokens}")
         if self.problems_per_part < 1:
             raise ConfigError(
                 f"evaluation.problems_per_part must be >= 1, got {self.problems_per_part}"

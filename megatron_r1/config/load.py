@@ -118,6 +118,12 @@ def load_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> run.RunC
         with initialize_config_dir(config_dir=str(conf_dir), version_base="1.3"):
             check_names(overrides, conf_dir)
             composed = compose(config_name="config", overrides=list(overrides))
+        missing = sorted(OmegaConf.missing_keys(composed))
+        if missing:
+            raise ConfigError(
+                f"{', '.join(missing)} must be set, as in {missing[0]}=VALUE; the file in "
+                f"{conf_dir} that asks for it says what it is"
+            )
         config = _convert(composed)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_explain(error, overrides)) from error

@@ -64,10 +64,14 @@ class ParallelConfig:
     def sequence_parallel(self) -> bool:
         return self.tensor > 1 if self.sequence is None else self.sequence
 
+    @property
+    def sequence_parts(self) -> int:
+        """Between layers a tensor rank holds one of so many parts of a stream's tokens."""
+        return self.tensor if self.sequence_parallel else 1
+
     def stream_multiple(self, precision: PrecisionConfig) -> int:
         """The length of a stream, padding and all, is a multiple of this."""
-        ranks = self.tensor if self.sequence_parallel else 1
-        return ranks * precision.token_multiple
+        return self.sequence_parts * precision.token_multiple
 
     def packable_tokens(self, precision: PrecisionConfig) -> int:
         """The longest stream of a micro-batch, and so the longest row."""

@@ -59,7 +59,7 @@ class PipelineConfig(StageConfig):
 
     Steps take `run`, `cluster`, `telemetry` and `judge` from the pipeline, and `parallel` and
     `precision` too unless their own overrides name any of these; everything else is in their
-    overrides.
+    overrides, and refused where it is asked of the pipeline.
     """
 
     name: str = "r1_pipeline"
@@ -67,8 +67,11 @@ class PipelineConfig(StageConfig):
     """Overrides of every step, before its own."""
     steps: dict[str, PipelineStepConfig] = field(default_factory=dict)
     """In their order. A step's inputs are made by steps before it."""
+    every: list[str] = field(default_factory=list)
+    """More overrides of every step and evaluation, behind their own, for the command line:
+    ``'stage.every=["rollout=sglang"]'``."""
     changes: dict[str, list[str]] = field(default_factory=dict)
-    """Step -> more overrides, behind its own, for the command line:
+    """Step -> more overrides, behind `every`, for the command line:
     ``'+stage.changes.r1_zero=["stage.num_steps=4"]'``."""
     columns: dict[str, str] = field(default_factory=dict)
     """Column of the table -> the step that makes its model. Each is evaluated behind its step."""

@@ -92,7 +92,9 @@ class RunConfig:
         check_objective(stage, algo)
         check_examples(stage, algo)
         check_example_lengths(stage, model, self.parallel, self.precision)
-        check_lengths(stage, data, rollout, reward, model, self.parallel, self.precision)
+        check_lengths(
+            stage, data, rollout, reward, model, self.parallel, self.precision, self.evaluation
+        )
         check_tiny(stage, data, model)
         check_general(stage, reward)
         check_algo(stage, algo, rollout)

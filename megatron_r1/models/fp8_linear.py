@@ -12,7 +12,8 @@ Tiles run along the dimension that is summed over, weights come in blocks of 128
 Codes times scales are multiplied and added up in float32 and rounded once. Hardware adds up with
 fewer bits inside a tile (V3 section 3.3.2 found 14); that is not imitated. Inputs are quantised
 along tokens from their own values, as Transformer Engine does it, and not from their tiles along
-channels.
+channels. A tensor rank quantises its own part: where parts are multiples of 128 wide, what comes
+out is what one rank computes, and at other widths tiles, and so roundings, depend on the layout.
 """
 
 from __future__ import annotations

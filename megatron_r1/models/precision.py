@@ -18,9 +18,10 @@ grouped experts.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -70,15 +71,32 @@ class Installed:
 
     transformer_engine: bool
     apex: bool
+    engine_problem: str = ""
+    """Why Transformer Engine cannot be taken."""
+    apex_problem: str = ""
+    unfit: Mapping[Fp8, str] = field(default_factory=dict)
+    """What Transformer Engine cannot compute on this device, and its reason."""
 
     @staticmethod
     def on(device: torch.device) -> Installed:
-        """Both need a GPU."""
-        is_cuda = device.type == "cuda"
+        """Both need a GPU, and to be imported."""
+        if device.type != "cuda":
+            problem = f"the device is {device.type}"
+            return Installed(False, False, engine_problem=problem, apex_problem=problem)
+        engine, apex = _problem_of(*ENGINE_MODULES), _problem_of(*APEX_MODULES)
         return Installed(
-            transformer_engine=is_cuda and _is_there("transformer_engine"),
-            apex=is_cuda and _is_there("amp_C") and _is_there("apex"),
+            not engine,
+            not apex,
+            engine_problem=engine,
+            apex_problem=apex,
+            unfit={} if engine else _unfit_recipes(),
         )
+
+
+# Megatron-Core 0.16 takes autocasting from the second.
+ENGINE_MODULES = ("transformer_engine.pytorch", "transformer_engine.pytorch.fp8")
+APEX_MODULES = ("apex.normalization", "apex.optimizers", "amp_C", "fused_layer_norm_cuda")
+"""The package named apex on PyPI, and NVIDIA's that was built without CUDA, lack some of them."""
 
 
 def parts_name(precision: PrecisionConfig, installed: Installed) -> str:
@@ -92,7 +110,9 @@ def parts_name(precision: PrecisionConfig, installed: Installed) -> str:
     if precision.fp8 in _RECIPES:
         if not installed.transformer_engine or precision.parts is Parts.plain:
             reason = (
-                "precision.parts is plain" if installed.transformer_engine else "it is not here"
+                "precision.parts is plain"
+                if installed.transformer_engine
+                else f"it cannot be had here ({installed.engine_problem})"
             )
             raise ConfigError(
                 f"precision.fp8 = {precision.fp8.value} is computed by Transformer Engine on a "
@@ -100,12 +120,26 @@ def parts_name(precision: PrecisionConfig, installed: Installed) -> str:
                 "precision.parts=auto. Without: precision=fp8_block_sim computes the numbers of "
                 "fp8_block on any device, and precision=bf16 does without FP8"
             )
+        if precision.fp8 in installed.unfit:
+            raise ConfigError(
+                f"precision.fp8 = {precision.fp8.value}: Transformer Engine cannot compute it on "
+                f"this device ({installed.unfit[precision.fp8]}). fp8_block needs a Hopper GPU or "
+                "later and a torch built for CUDA 12.9 or later, fp8_tensor Ada or later, mxfp8 "
+                f"Blackwell. Here: precision={', '.join(fit_names(installed))}"
+            )
         return "transformer_engine"
     if precision.parts is Parts.plain:
         return "plain"
     if installed.transformer_engine:
         return "transformer_engine"
     return "apex" if installed.apex else "plain"
+
+
+def fit_names(installed: Installed) -> list[str]:
+    """Files of conf/precision/ that this device can compute, of those that are not float32."""
+    names = {Fp8.block: "fp8_block", Fp8.tensor: "fp8_tensor", Fp8.mxfp8: "mxfp8"}
+    fit = [name for fp8, name in names.items() if fp8 not in installed.unfit]
+    return [*(fit if installed.transformer_engine else []), "fp8_block_sim", "bf16"]
 
 
 def layer_parts(precision: PrecisionConfig, installed: Installed) -> LayerParts:
@@ -231,5 +265,26 @@ def _apex() -> LayerParts:
     )
 
 
-def _is_there(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
+def _unfit_recipes() -> dict[Fp8, str]:
+    from transformer_engine.pytorch.fp8 import (
+        check_fp8_block_scaling_support,
+        check_fp8_support,
+        check_mxfp8_support,
+    )
+
+    answers = {
+        Fp8.block: check_fp8_block_scaling_support(),
+        Fp8.tensor: check_fp8_support(),
+        Fp8.mxfp8: check_mxfp8_support(),
+    }
+    return {fp8: reason for fp8, (is_fit, reason) in answers.items() if not is_fit}
+
+
+def _problem_of(*modules: str) -> str:
+    """Why one of them cannot be imported; empty where all can."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            return f"{type(error).__name__}: {error}"
+    return ""

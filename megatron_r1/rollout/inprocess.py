@@ -239,7 +239,8 @@ class _Decoder:
         behind = dist.get_global_rank(pp.group, (pp.rank + 1) % pp.size)
         for chunk in policy.chunks:
             if not chunk.pre_process:
-                shape = (tokens_T.numel() // policy.stream_multiple, 1, policy.config.hidden_size)
+                num_tokens = tokens_T.numel() // policy.layout.config.sequence_parts
+                shape = (num_tokens, 1, policy.config.hidden_size)
                 hidden = torch.empty(shape, dtype=policy.dtype, device=policy.host.device)
                 dist.recv(hidden, src=before, group=pp.group)
                 chunk.set_input_tensor(hidden)

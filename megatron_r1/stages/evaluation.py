@@ -118,7 +118,8 @@ def _benchmark(session: Session, suite: SuiteConfig, tokenizer: Tokenizer) -> Be
         return Benchmark(problems)
     found = on_every_rank(lambda: read_benchmark(suite, seed=config.evaluation.seed))
     texts = [render(config.data.template, problem.question) for problem in found.problems]
-    longest = config.data.max_prompt_tokens
+    longest = config.evaluation.max_prompt_tokens or config.data.max_prompt_tokens
+    whose = "evaluation" if config.evaluation.max_prompt_tokens else "data"
     fitting = tuple(
         problem
         for problem, length in zip(found.problems, tokenizer.lengths(texts), strict=True)
@@ -127,10 +128,10 @@ def _benchmark(session: Session, suite: SuiteConfig, tokenizer: Tokenizer) -> Be
     if not fitting:
         raise DataError(
             f"{suite.file or suite.format.value}: every prompt is longer than "
-            f"data.max_prompt_tokens = {longest}. Raise it"
+            f"{whose}.max_prompt_tokens = {longest}. Raise it"
         )
     num_long = len(found.problems) - len(fitting)
-    long = {f"problems longer than data.max_prompt_tokens = {longest}": num_long}
+    long = {f"problems longer than {whose}.max_prompt_tokens = {longest}": num_long}
     return Benchmark(fitting, {**found.skipped, **(long if num_long else {})})
 
 

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from megatron_r1.config.cluster import SlurmConfig
 from megatron_r1.config.load import load_config
 from megatron_r1.config.overrides import quoted
+from megatron_r1.config.paths import flatten
 from megatron_r1.config.pipeline import (
     EVALUATE,
     EvaluationStageConfig,
@@ -25,6 +28,9 @@ from megatron_r1.errors import ConfigError, UserError
 
 MODEL = "model"
 """Among a step's outputs: its newest checkpoint."""
+_TAKEN = ("cluster", "telemetry", "judge")
+_TAKEN_UNLESS_NAMED = ("parallel", "precision")
+"""Groups of settings that a step has from its pipeline."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,8 @@ def plan_steps(config: RunConfig, world_size: int) -> list[Step]:
     """Compose and check every step, before the first begins.
 
     Raises:
-        ConfigError: a step's configuration is impossible, or its input is no earlier step.
+        ConfigError: a step's configuration is impossible, its input is no earlier step, or the
+            pipeline is asked for what only its steps have.
     """
     stage = config.stage
     assert isinstance(stage, PipelineConfig), "asked of a pipeline alone"
@@ -56,6 +63,7 @@ def plan_steps(config: RunConfig, world_size: int) -> list[Step]:
             "sample in folders of their own. Set it to 0, or launch the steps that want nodes of "
             "their own by themselves"
         )
+    _check_not_read(config)
     wanted: dict[str, list[str]] = {name: [] for name in stage.steps}
     inputs = [stage.evaluation_inputs, *(settings.inputs for settings in stage.steps.values())]
     for sources in inputs:
@@ -88,6 +96,29 @@ def plan_steps(config: RunConfig, world_size: int) -> list[Step]:
     return steps
 
 
+def _check_not_read(config: RunConfig) -> None:
+    """Settings that no step would take."""
+    plain = load_config([f"stage={config.stage.name}"])
+    groups = {field.name for field in dataclasses.fields(config)}
+    ignored = []
+    for group in sorted(groups - {"run", "stage", *_TAKEN, *_TAKEN_UNLESS_NAMED}):
+        asked, default = (
+            flatten(OmegaConf.to_container(OmegaConf.structured(getattr(found, group))))
+            for found in (config, plain)
+        )
+        changed = [key for key in asked | default if asked.get(key) != default.get(key)]
+        if "name" in changed:
+            ignored.append(f"{group} = {asked['name']}")
+        else:
+            ignored += [f"{group}.{key} = {asked.get(key)}" for key in changed]
+    if ignored:
+        raise ConfigError(
+            f"{', '.join(ignored[:4])}: no step of a pipeline takes this from it. Ask it of all of "
+            """them, 'stage.every=["GROUP.NAME=VALUE"]', or of one, """
+            """'+stage.changes.STEP=["GROUP.NAME=VALUE"]'"""
+        )
+
+
 def _planned(
     config: RunConfig,
     name: str,
@@ -108,16 +139,15 @@ def _planned(
             )
         path = Path(stage.given[step]) if step in stage.given else config.run.dir / step
         inputs.append(f"{setting}={quoted(str(path / file))}")
-    own = [*stage.common, *settings.overrides, *stage.changes.get(name, []), *inputs]
+    changes = [*stage.every, *stage.changes.get(name, [])]
+    own = [*stage.common, *settings.overrides, *changes, *inputs]
     try:
         found = load_config([*own, f"run.seed={config.run.seed}"])
         run = dataclasses.replace(
             config.run, name=f"{config.run.name}/{name}", seed=found.run.seed, overwrite=False
         )
-        taken: dict[str, Any] = {
-            group: getattr(config, group) for group in ("cluster", "telemetry", "judge")
-        }
-        for group in ("parallel", "precision"):
+        taken: dict[str, Any] = {group: getattr(config, group) for group in _TAKEN}
+        for group in _TAKEN_UNLESS_NAMED:
             if not any(o.lstrip("+").startswith((f"{group}.", f"{group}=")) for o in own):
                 taken[group] = getattr(config, group)
         found = dataclasses.replace(found, run=run, **taken)

@@ -204,10 +204,11 @@ def _moment_fields(config: OptimizerConfig, policy: Policy) -> dict[str, Any]:
     """
     if not config.bf16_moments:
         return {}
-    if not Installed.on(policy.host.device).transformer_engine:
+    installed = Installed.on(policy.host.device)
+    if not installed.transformer_engine:
         raise ConfigError(
             "optimizer.bf16_moments: only Transformer Engine's Adam holds moments in bfloat16, and "
-            f"there is none for {policy.host.device.type}. On a GPU machine: "
+            f"it cannot be had here ({installed.engine_problem}). On a GPU machine: "
             "pip install -e '.[gpu]'. Without: optimizer.bf16_moments=false"
         )
     return dict(

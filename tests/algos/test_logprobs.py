@@ -223,3 +223,22 @@ def _reference(logits_TV, tokens_T, positions_T, cotangent_T, temperature):
         [entropy_TV[t - 1] if t in drawn else zero for t in range(len(tokens_T))]
     )
     return logprobs_T.detach(), entropy_T, logits_TV.grad
+
+
+def test_the_plain_way_is_plain_pytorch_whatever_computes_elsewhere(monkeypatch):
+    """Triton's kernels have float32 alone: with them float64 would not come out."""
+    monkeypatch.setenv("R1_KERNELS", "triton")
+    generator = torch.Generator().manual_seed(0)
+    logits_TV = torch.randn(3, 70, dtype=torch.float64, generator=generator).requires_grad_()
+    logprobs_T, _ = target_logprobs(logits_TV, torch.tensor([0, 69, 5]))
+    expected_T = logits_TV.log_softmax(1)[range(3), [0, 69, 5]]
+    assert_close(logprobs_T, expected_T, rtol=1e-13, atol=1e-13)
+    gradients = [torch.autograd.grad(x.sum(), logits_TV)[0] for x in (logprobs_T, expected_T)]
+    assert_close(*gradients, rtol=1e-13, atol=1e-13)
+
+
+def test_no_tokens_have_no_logprobs():
+    logits_TV = torch.zeros(0, 5, requires_grad=True)
+    logprobs_T, entropy_T = target_logprobs(logits_TV, torch.zeros(0, dtype=torch.int64))
+    logprobs_T.sum().backward()
+    assert logprobs_T.shape == entropy_T.shape == (0,) and logits_TV.grad.shape == (0, 5)

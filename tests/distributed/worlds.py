@@ -39,8 +39,9 @@ class Worlds:
         """What went wrong, if anything: the ends of what the ranks printed.
 
         Given up in the middle, by a time limit, it ends its ranks: no later test reads their
-        answer.
+        answer. Skips the test where ranks would have to share a GPU, which NCCL refuses.
         """
+        skip_without_a_gpu_each(world_size)
         self._process = self._process or _start()
         request = {"module": module, "world_size": world_size, "arguments": arguments}
         try:
@@ -59,6 +60,15 @@ class Worlds:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+def skip_without_a_gpu_each(world_size: int) -> None:
+    import pytest
+    import torch
+
+    num_gpus = torch.cuda.device_count()
+    if 0 < num_gpus < world_size:
+        pytest.skip(f"{world_size} ranks need as many GPUs, and {num_gpus} are here")
 
 
 def _start() -> subprocess.Popen[str]:

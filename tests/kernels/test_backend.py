@@ -36,6 +36,8 @@ def test_one_variable_switches_whatever_takes_the_default(device, monkeypatch):
         codes, _ = quantize(matrix)
         expected, _ = quantize(matrix, backend=Backend.reference)
         assert torch.equal(codes.float(), expected.float())
+    with pytest.raises(ValueError, match="float64.*triton.*float32"):
+        takes_triton(Backend.triton, matrix.double())
     monkeypatch.setenv("R1_KERNELS", "cuda")
     with pytest.raises(
         ValueError, match="R1_KERNELS must be auto, reference or triton, got 'cuda'"

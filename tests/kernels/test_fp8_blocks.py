@@ -200,6 +200,66 @@ def test_a_tile_that_is_not_finite_comes_out_as_nan(backend, power_of_two, devic
     assert torch.allclose(again[2], x[2]) and torch.allclose(again[0, 128:], x[0, 128:])
 
 
+@pytest.mark.parametrize("backend", [Backend.reference, Backend.triton])
+def test_the_largest_numbers_stay_finite(backend, device):
+    """Codes of 256 and more times a scale of 2^120 are beyond float32; at 2^119 numbers from
+    448 * 2^119 on are cut to that, as beyond 448."""
+    x = torch.zeros(4, 128, device=device)
+    x[:, 0] = torch.tensor([torch.finfo(torch.float32).max, -3e38, 448 * 2.0**119, 2.0**127])
+    how = dict(tile=TILE_OF_ACTIVATIONS, backend=backend)
+    codes, scales = quantize(x, power_of_two=True, **how)
+    assert (scales == 2.0**119).all()
+    again = dequantize(codes, scales, torch.float32, **how)[:, 0]
+    largest = 448 * 2.0**119  # 2.98e38
+    assert again.tolist() == [largest, -largest, largest, 2.0**127]
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_float16_gives_the_same_bytes_with_kept_scales_too(tile, device):
+    x = (torch.randn(130, 257, generator=torch.Generator().manual_seed(0)) * 1e-3).half()
+    x[3, :130], x[5] = 0, 6e-8  # zeros, and float16's smallest
+    x = x.to(device)
+    kept = torch.full(num_tiles(x.shape, tile), 2.0**-12, device=device)
+    exact, scales = quantize(x, tile=tile, power_of_two=True, backend=Backend.reference)
+    x[:128] = dequantize(exact, scales, torch.float16, tile=tile)[:128]
+    for given in (None, kept, scales):
+        expected = quantize(x, given, tile=tile, backend=Backend.reference)
+        actual = quantize(x, given, tile=tile, backend=Backend.triton)
+        assert torch.equal(actual[1], expected[1]) and same_bytes(actual[0], expected[0])
+    assert (actual[1] == scales).any()
+    again = [
+        dequantize(*expected, torch.float16, tile=tile, backend=backend)
+        for backend in (Backend.reference, Backend.triton)
+    ]
+    assert torch.equal(*again)
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_hard_numbers_get_the_same_bytes_at_powers_of_two(tile, device):
+    """The reference divides, Triton multiplies by the reciprocal: of numbers of every exponent
+    from the least subnormal on, of midpoints between codes and their neighbours, beside scales of
+    every exponent, and of tiles that are not finite."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (1024 if tile[0] > 1 else 256, 1024)
+    bits = torch.randint(0, 0x7F800000, shape, generator=generator, dtype=torch.int32)
+    anywhere = bits.view(torch.float32) * torch.where(bits % 2 == 0, 1.0, -1.0)
+    codes = torch.arange(0x7F, dtype=torch.uint8).view(FP8).float()
+    middle = (codes[1:] + codes[:-1]) / 2
+    hard = torch.cat([middle, middle.nextafter(codes[1:]), middle.nextafter(codes[:-1])])
+    drawn = hard[torch.randint(0, len(hard), shape, generator=generator)]
+    drawn[:, ::128] = 448.0  # so that the scale is the power below
+    rows = torch.arange(shape[0]) // tile[0]
+    near = drawn * torch.exp2((rows * 31 % 243 - 123).float())[:, None]
+    for x in (anywhere, near, 0.75 * near):
+        x[0, 130], x[-1, 900] = torch.inf, torch.nan
+        expected, actual = (
+            quantize(x.to(device), tile=tile, power_of_two=True, backend=backend)
+            for backend in (Backend.reference, Backend.triton)
+        )
+        assert torch.equal(actual[1].nan_to_num(-1.0), expected[1].nan_to_num(-1.0))
+        assert same_bytes(actual[0], expected[0])
+
+
 def test_what_is_kept_is_within_the_format():
     """A code has 3 bits after the leading one: half a step is 2^-4 of a number, and below 2^-6 of
     the scale 2^-10 of it."""

@@ -166,6 +166,23 @@ def test_impossible_words_and_targets_that_are_not_there(backend, device):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_row_without_a_possible_word_has_no_probabilities(backend, device):
+    """All logits -inf, or all columns padding: 0 / 0, as log_softmax has it. Rows beside it are as
+    they are alone."""
+    logits_cv = torch.tensor([[-torch.inf] * 4, [0.0, 1.0, 2.0, -torch.inf]], device=device)
+    columns_c = torch.tensor([1, 2], device=device)
+    peak_c, log_sum_c, entropy_c, target_c = combine_shards(
+        logit_statistics(logits_cv, columns_c, backend=backend), None
+    )
+    logprobs_c = target_c - peak_c - log_sum_c
+    assert logprobs_c[0].isnan() and entropy_c[0].isnan()
+    assert_close(logprobs_c[1].cpu(), torch.tensor([0.0, 1.0, 2.0]).log_softmax(0)[2])
+    sums = (columns_c, peak_c, log_sum_c, torch.ones(2, device=device))
+    grad_cv = logit_gradient(logits_cv.clone(), *sums, backend=backend)
+    assert grad_cv[0].isnan().all() and grad_cv[1].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_no_tokens_and_one_word(backend, device):
     empty = problem(0, 3, 5, device=device)
     single = [x.float() if x.is_floating_point() else x for x in empty]

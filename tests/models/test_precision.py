@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import sys
 
 import pytest
 import torch
@@ -288,7 +290,68 @@ def test_parts_are_the_best_that_are_here(asked, installed, taken):
 
 
 def test_parts_are_looked_for_on_a_gpu_alone():
-    assert Installed.on(torch.device("cpu")) == NOTHING
+    found = Installed.on(torch.device("cpu"))
+    assert (found.transformer_engine, found.apex) == (False, False)
+    assert found.engine_problem == found.apex_problem == "the device is cpu"
+
+
+@pytest.fixture
+def packages(monkeypatch, tmp_path):
+    """Writes modules that can be imported until the test ends."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(**sources: str) -> None:
+        for name, source in sources.items():
+            path = tmp_path / f"{name.replace('__', '/')}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(source)
+        importlib.invalidate_caches()
+
+    yield write
+    ours = {path.stem for path in tmp_path.iterdir()}
+    for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
+        del sys.modules[name]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the real ones may be here")
+def test_what_cannot_be_imported_is_not_installed(packages):
+    gpu = torch.device("cuda")
+    assert "No module named 'transformer_engine'" in Installed.on(gpu).engine_problem
+    packages(
+        transformer_engine__pytorch="raise ImportError('libcublasLt.so.13: no such file')",
+        apex__normalization="",
+        apex__optimizers="",
+        amp_C="",
+    )
+    found = Installed.on(gpu)
+    assert (found.transformer_engine, found.apex) == (False, False)
+    assert found.apex_problem == "ModuleNotFoundError: No module named 'fused_layer_norm_cuda'"
+    assert parts_name(precision(), found) == "plain"
+    with pytest.raises(ConfigError, match=r"it cannot be had here \(ImportError: libcublasLt.so"):
+        parts_name(precision(Fp8.block), found)
+    packages(fused_layer_norm_cuda="")
+    assert parts_name(precision(), Installed.on(gpu)) == "apex"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the real one may be here")
+def test_a_device_that_cannot_compute_a_recipe_is_told_before_a_model_is_built(packages):
+    """Transformer Engine's answers on a Hopper GPU under CUDA 12.8."""
+    answers = {
+        "check_fp8_support": (True, ""),
+        "check_fp8_block_scaling_support": (False, "requires CUDA >= 12.9."),
+        "check_mxfp8_support": (False, "10.0 or higher required"),
+    }
+    source = "".join(f"def {name}():\n    return {said!r}\n" for name, said in answers.items())
+    packages(transformer_engine__pytorch__fp8=source)
+    found = Installed.on(torch.device("cuda"))
+    assert found.transformer_engine
+    assert set(found.unfit) == {Fp8.block, Fp8.mxfp8}
+    assert parts_name(precision(Fp8.tensor), found) == "transformer_engine"
+    wayout = r"Here: precision=fp8_tensor, fp8_block_sim, bf16$"
+    with pytest.raises(ConfigError, match=rf"block: .*\(requires CUDA >= 12.9.\).*{wayout}"):
+        parts_name(precision(Fp8.block), found)
+    with pytest.raises(ConfigError, match=rf"mxfp8: .*\(10.0 or higher required\).*{wayout}"):
+        parts_name(precision(Fp8.mxfp8), found)
 
 
 @pytest.mark.parametrize("name", ["fp8_block", "fp8_tensor", "mxfp8"])
@@ -302,7 +365,9 @@ def test_fp8_without_transformer_engine_says_what_to_do(name):
 def test_moments_in_bfloat16_need_transformer_engine(one_rank):
     policy = one_rank.policy(load_config(["model=tiny_dense", "rollout.max_response_tokens=64"]))
     if not Installed.on(policy.host.device).transformer_engine:
-        with pytest.raises(ConfigError, match="bf16_moments.*none for cpu.*bf16_moments=false"):
+        with pytest.raises(
+            ConfigError, match="bf16_moments.*the device is cpu.*bf16_moments=false"
+        ):
             MegatronStep(policy, OptimizerConfig(bf16_moments=True))
 
 

@@ -11,7 +11,7 @@ from megatron_r1.config.load import load_config
 from megatron_r1.data.tiny_world.write import write_world
 from megatron_r1.errors import ConfigError
 from megatron_r1.stages.curate import run_curate
-from megatron_r1.stages.pipeline import Record
+from megatron_r1.stages.pipeline_record import Record
 from megatron_r1.stages.steps import plan_steps
 
 pytestmark = pytest.mark.megatron

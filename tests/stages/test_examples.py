@@ -35,13 +35,18 @@ SMALL = [
 ]
 
 
-def run(root: Path, *commands: list[str], exit_codes: Sequence[int] = ()) -> str:
+def run(
+    root: Path,
+    *commands: list[str],
+    exit_codes: Sequence[int] = (),
+    small: Sequence[str] = SMALL,
+) -> str:
     """What the runs print, each of which must end well, or as `exit_codes` say."""
     (root / "driver.py").write_text(DRIVER)
     done = subprocess.run(
         [
             *(sys.executable, "driver.py"),
-            json.dumps([[*SMALL, f"run.root={root}", *command] for command in commands]),
+            json.dumps([[*small, f"run.root={root}", *command] for command in commands]),
         ],
         cwd=root,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},

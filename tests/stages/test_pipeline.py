@@ -92,7 +92,7 @@ def test_the_same_table_whatever_happens(tmp_path):
     assert begun["zero"]["status"] == "done" and begun["sft"]["status"] == "begun"
 
     killed, whole = command(tmp_path / "killed", samples), command(tmp_path / "whole", samples)
-    output = run(tmp_path, whole, killed)
+    output = run(tmp_path, whole, killed, small=())
     first, second = output.split("exit code 0")[:2]
     assert set(decisions(first).values()) == {"begins"}
     assert decisions(second)["zero"] == "done before" and decisions(second)["sft"] == "goes on"
@@ -100,6 +100,8 @@ def test_the_same_table_whatever_happens(tmp_path):
         json.loads((tmp_path / f"{name}/p/table.json").read_text()) for name in ("killed", "whole")
     ]
     assert tables[0] == tables[1] and tables[0]["columns"] == ["base", "Zero", "Dev1"]
+    rows = tables[0]["rows"].values()
+    assert any(len({cell["value"] for cell in row.values()}) > 1 for row in rows), "all are alike"
     assert set(tables[0]["rows"]) == {
         *("heldout, pass@1", "format", "language consistency", "readability")
     }
@@ -115,7 +117,7 @@ def test_the_same_table_whatever_happens(tmp_path):
     unknown = [*whole, '+stage.changes.nothing=["run.seed=1"]']
     output = run(
         tmp_path, again, later, unfinished, late_input, wrong, unknown,
-        exit_codes=(0, 0, 2, 2, 2, 2),
+        exit_codes=(0, 0, 2, 2, 2, 2), small=(),
     )  # fmt: skip
     first, second, *refused = output.split("exit code")
     assert decisions(first) == {"zero": "done before", "evaluate_zero": "done before"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,8 @@ import pytest
 from megatron_r1 import __version__
 from megatron_r1.config.load import _SCHEMAS, load_config
 from megatron_r1.config.paths import is_read
-from megatron_r1.errors import DataError
-from megatron_r1.stages.pipeline import Record
+from megatron_r1.errors import ConfigError, DataError
+from megatron_r1.stages.pipeline_record import Record
 from megatron_r1.stages.steps import Step, plan_steps
 from megatron_r1.telemetry.run_dir import RunDir
 from tests.stages.test_pipeline import listed, step
@@ -67,6 +69,82 @@ def test_another_judge_changes_what_is_judged(tmp_path):
         **dict.fromkeys(("base", "zero", "three"), "done before"),
         "judged": changed,
     }
+
+
+def test_a_mistaken_setting_costs_its_own_run(tmp_path):
+    """What was done before it comes back with the right one, and is in no danger from a run that
+    was never done; the table is of what is configured."""
+    run_all(tmp_path)
+    model = tmp_path / "p/zero/checkpoints/step_000001/state.json"
+    for lr, number_of_updates in (("1.0", 7), ("2.0", 8)):
+        record, steps = pipeline(tmp_path, f"+stage.changes.zero={listed([f'optimizer.lr={lr}'])}")
+        assert [step.name for step in record.current(list(steps.values()))] == ["base"]
+        assert record.decide(steps["zero"]).what == "starts over: optimizer.lr changed"
+        assert not model.exists() and record.decide(steps["zero"]).what == "goes on"
+        saved(tmp_path / "p/zero", number_of_updates)  # and is stopped
+
+    record, steps = pipeline(tmp_path)
+    assert [step.name for step in record.current(list(steps.values()))] == ["base"]
+    assert record.decide(steps["zero"]).what == "done before, and set aside: it is back"
+    assert model.exists()
+    record, steps = pipeline(tmp_path)
+    assert {record.decide(found).what for found in steps.values()} == {"done before"}
+    assert record.current(list(steps.values())) == list(steps.values())
+    shutil.rmtree(tmp_path / "p/judged")
+    assert record.current(list(steps.values())) == list(steps.values())[:-1]
+
+
+def test_a_kill_while_folders_change_places_loses_no_model(tmp_path, monkeypatch):
+    run_all(tmp_path)
+    _, steps = pipeline(tmp_path)
+    record, changed = pipeline(tmp_path, f"+stage.changes.zero={listed(['optimizer.lr=1.0'])}")
+    record.decide(changed["zero"])
+    saved(tmp_path / "p/zero", 7)
+    record.done(changed["zero"], 1.0)
+    config = load_config(["stage=r1_pipeline", f"run.root={tmp_path}", "run.name=p"])
+    here, there = changed["zero"], steps["zero"]
+    for number in (1, 2, 3):
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "rename", killed_at(number))
+            with pytest.raises(KeyboardInterrupt):
+                Record(config).decide(there)
+        for wanted in (here, there, here):
+            assert Record(config).decide(wanted).is_done, number
+
+
+def killed_at(number: int):
+    """A rename that is the last thing not done."""
+    rename, calls = Path.rename, itertools.count(1)
+
+    def rename_or_die(path: Path, target: Path) -> Path:
+        if next(calls) == number:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    return rename_or_die
+
+
+def test_a_setting_that_no_step_would_take_is_refused(tmp_path):
+    for asked in ("optimizer.lr=1.0", "model=tiny_dense", "data.template=plain"):
+        with pytest.raises(ConfigError, match="no step of a pipeline takes this from it. Ask it"):
+            pipeline(tmp_path, asked)
+    _, steps = pipeline(tmp_path, f"stage.every={listed(['optimizer.lr=3e-5'])}")
+    assert {found.config.optimizer.lr for found in steps.values()} == {3e-5}
+
+
+def test_the_papers_pipeline_asks_for_its_files_and_fits_together():
+    with pytest.raises(ConfigError, match="stage.given.base, .*stage.given.scenarios must be set"):
+        load_config(["experiment=r1_pipeline"])
+    names = ("base", "reasoning", "scenarios", "general_sft", "pairs", "labelled")
+    given = [f"stage.given.{name}=/data/{name}" for name in names]
+    layout = ["parallel.tensor=8", "parallel.max_tokens_per_microbatch=66560"]
+    config = load_config(["experiment=r1_pipeline", *given, *layout])
+    steps = {found.name: found for found in plan_steps(config, world_size=512)}
+    trained = "r1_zero r1_stage1 r1_stage2 r1_stage3 rm_helpful rm_safety r1_stage4".split()
+    assert [name for name in steps if not name.startswith("evaluate_")] == ["curate", *trained]
+    assert {steps[name].config.model.num_layers for name in trained} == {61}
+    assert steps["r1_stage4"].makers == ("curate", "r1_stage3", "rm_helpful", "rm_safety")
+    assert steps["evaluate_r1_zero"].config.evaluation.max_prompt_tokens == 8192
 
 
 def test_half_a_model_is_no_input(tmp_path):

@@ -16,6 +16,8 @@ LARGEST = 448.0
 """The largest E4M3 number."""
 SMALLEST_SCALE = 2.0**-126
 """The smallest normal float32: a scale that were rounded to 0 could not be divided by."""
+LARGEST_POWER = 2.0**119
+"""The largest power of two that is a scale: 448 times the next one is beyond float32."""
 STRIP_NUMBERS = 1 << 22
 
 
@@ -29,7 +31,7 @@ def quantize(
     """Codes [R, C] and float32 scales [r, c]; scale = largest / 448, and 1 for a tile of zeros.
 
     Args:
-        power_of_two: the smallest power of two that is no less.
+        power_of_two: the smallest power of two that is no less, up to LARGEST_POWER.
         kept_rc: one is taken where codes times it, in bfloat16, are the tile's numbers bit for bit.
     """
     codes_RC = torch.empty(matrix_RC.shape, dtype=torch.float8_e4m3fn, device=matrix_RC.device)
@@ -66,8 +68,8 @@ def _scales(largest_rc: Tensor, power_of_two: bool) -> Tensor:
     if power_of_two:
         # Any bit of the significand carries into the exponent.
         bits_rc = scales_rc.view(torch.int32) + 0x007FFFFF
-        rounded_rc = (bits_rc & 0x7F800000).view(torch.float32)
-        scales_rc = torch.where(scales_rc.isnan(), scales_rc, rounded_rc)
+        rounded_rc = (bits_rc & 0x7F800000).view(torch.float32).clamp(max=LARGEST_POWER)
+        scales_rc = torch.where(scales_rc.isfinite(), rounded_rc, scales_rc)
     return torch.where(largest_rc == 0, 1.0, scales_rc)
 
 

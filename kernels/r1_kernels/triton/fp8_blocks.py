@@ -22,9 +22,13 @@ ROWS_OF_TILES = 32
 
 
 @triton.jit
-def _codes(x, scales, EMULATE: tl.constexpr):
-    """Division as in PyTorch: Triton's own is a little off on a GPU."""
-    y = tl.div_rn(x, scales + tl.zeros_like(x))
+def _codes(x, scales, POWERS_OF_TWO: tl.constexpr, EMULATE: tl.constexpr):
+    """Division as in PyTorch: Triton's own is a little off on a GPU. A power of two has an exact
+    reciprocal, and a product costs a fraction of a division."""
+    if POWERS_OF_TWO:
+        y = x * tl.div_rn(tl.zeros_like(scales) + 1.0, scales)
+    else:
+        y = tl.div_rn(x, scales + tl.zeros_like(x))
     return to_e4m3(tl.where(y > 448.0, 448.0, tl.where(y < -448.0, -448.0, y)), EMULATE)
 
 
@@ -35,6 +39,10 @@ def _scale_of(largest, POWER_OF_TWO: tl.constexpr):
     if POWER_OF_TWO:
         bits = scale.to(tl.int32, bitcast=True) + 0x007FFFFF
         scale = (bits & 0x7F800000).to(tl.float32, bitcast=True)
+        # 2^119, unless it is infinite.
+        scale = tl.where(
+            (scale > 6.646139978924579e35) & (scale < float("inf")), 6.646139978924579e35, scale
+        )
     return tl.where(largest == 0, 1.0, scale)
 
 
@@ -69,12 +77,12 @@ def _quantize_kernel(
         kept = tl.load(kept_ptr + scale_places, mask=tiles_inside, other=1.0)
         usable = (kept > 0) & (kept < float("inf"))
         tried = tl.where(usable, kept, 1.0)
-        again = from_e4m3(_codes(x, tried[:, None, None], EMULATE), EMULATE)
+        again = from_e4m3(_codes(x, tried[:, None, None], False, EMULATE), EMULATE)
         again = narrow(again * tried[:, None, None], tl.bfloat16, EMULATE)
         differs = (again.to(tl.float32) != x).to(tl.int32)
         exact = tl.max(tl.max(differs, axis=2), axis=1) == 0
         scale = tl.where(usable & exact, kept, scale)
-    codes = _codes(x, scale[:, None, None], EMULATE)
+    codes = _codes(x, scale[:, None, None], POWER_OF_TWO and not HAS_KEPT, EMULATE)
     tl.store(codes_ptr + rows * num_columns + columns, codes, mask=inside)
     tl.store(scales_ptr + scale_places, scale, mask=tiles_inside)
 
@@ -131,7 +139,7 @@ def quantize(
             POWER_OF_TWO=power_of_two,
             HAS_KEPT=kept_rc is not None,
             EMULATE=is_interpreted(),
-            num_warps=8 if tile[0] > 1 else 4,
+            num_warps=8,
         )
     return codes_RC, scales_rc
 

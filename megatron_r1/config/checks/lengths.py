@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from megatron_r1.config.data import DataConfig
+from megatron_r1.config.evaluation import EvaluationConfig
 from megatron_r1.config.model import ModelConfig
 from megatron_r1.config.parallel import ParallelConfig
+from megatron_r1.config.pipeline import EvaluationStageConfig
 from megatron_r1.config.precision import PrecisionConfig
 from megatron_r1.config.reward import RewardConfig
 from megatron_r1.config.rollout import RolloutConfig
@@ -46,18 +48,21 @@ def check_lengths(
     model: ModelConfig,
     parallel: ParallelConfig,
     precision: PrecisionConfig,
+    evaluation: EvaluationConfig,
 ) -> None:
     """A prompt with its longest response fits the model and a micro-batch."""
     if not stage.samples:
         return
-    prompt, response = data.max_prompt_tokens, rollout.max_response_tokens
+    whose, prompt, response = "data", data.max_prompt_tokens, rollout.max_response_tokens
+    if isinstance(stage, EvaluationStageConfig) and evaluation.max_prompt_tokens:
+        whose, prompt = "evaluation", evaluation.max_prompt_tokens
     setting, way_out = "max_response_tokens", "lower one of the two"
     last_phase = stage.num_steps - 1 if isinstance(stage, R1ZeroConfig) else 0
     if rollout.response_tokens_after(last_phase) > response:
         setting += " x rollout.longer_factor"
         way_out += ", or set rollout.longer_from_step=0"
         response = rollout.response_tokens_after(last_phase)
-    longest = f"data.max_prompt_tokens + rollout.{setting} = {prompt} + {response}"
+    longest = f"{whose}.max_prompt_tokens + rollout.{setting} = {prompt} + {response}"
     if prompt + response > model.max_positions:
         raise ConfigError(
             f"{longest} exceeds model.max_positions = {model.max_positions}. {way_out.capitalize()}"

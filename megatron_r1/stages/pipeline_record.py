@@ -1,0 +1,268 @@
+"""What a pipeline's steps were begun with and what they made: `pipeline.json`.
+
+What a step reads is known by content: files and models that its settings name are hashed, and a
+hash of those and of its other settings is the step's *fingerprint*. The record has that under which
+each step was begun, and done:
+
+    same fingerprint, done, what it made is as it was     nothing to do
+    same fingerprint, begun                               its run resumes
+    the fingerprint of what was set aside, whole          that comes back
+    anything else                                         its folder is set aside; it starts over
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from megatron_r1 import __version__
+from megatron_r1.checkpoint.artifacts import Hashes
+from megatron_r1.config.curation import CurateStageConfig
+from megatron_r1.config.load import to_yaml
+from megatron_r1.config.paths import flatten, is_read
+from megatron_r1.config.pipeline import EvaluationStageConfig
+from megatron_r1.config.run import RunConfig
+from megatron_r1.config.sft import R1Stage3Config
+from megatron_r1.config.stage import StageConfig
+from megatron_r1.errors import DataError
+from megatron_r1.stages.curate import COUNTS
+from megatron_r1.stages.steps import MODEL, Step
+from megatron_r1.telemetry.files import write_json
+from megatron_r1.telemetry.run_dir import HOW_NOT_WHAT, checkout_commit
+
+RECORD = "pipeline.json"
+SET_ASIDE = "replaced"
+"""Folder of the run directory: the last run of each step that was started over."""
+_NOT_PART_GROUPS = ("cluster.", "telemetry.", "parallel.", "monitor.", "run.root", "run.name")
+"""With `HOW_NOT_WHAT`, settings that do not change what a step makes."""
+
+
+def unused_groups(stage: StageConfig) -> tuple[str, ...]:
+    """Beginnings of settings that are there for other stages than this one."""
+    is_judged = isinstance(stage, R1Stage3Config) and stage.collect.judged_datasets
+    is_measured = isinstance(stage, EvaluationStageConfig)
+    return (*(() if is_judged else ("judge.",)), *(() if is_measured else ("evaluation.",)))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to be done with a step, and why."""
+
+    is_done: bool
+    what: str
+
+
+class Record:
+    """`pipeline.json`, on the main rank: what each step was begun with, and what it made."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._dir = config.run.dir
+        self._hashes = Hashes(self._dir / ".hashes.json")
+        self._path = self._dir / RECORD
+        self.steps: dict[str, dict[str, Any]] = {}
+        self.replaced: dict[str, dict[str, Any]] = {}
+        """Of the runs that are set aside, those that were done."""
+        if self._path.is_file():
+            try:
+                found = json.loads(self._path.read_text())
+                self.steps, self.replaced = found["steps"], found.get("replaced", {})
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"{self._path} cannot be read: {error}. Restore it, or move it away: every "
+                    "step starts over then"
+                ) from error
+
+    def decide(self, step: Step) -> Decision:
+        """Whether a step is done, goes on or starts over; its folder is ready when this returns.
+
+        Raises:
+            DataError: an input is not there, or its step is not done.
+        """
+        self._end_change(step)  # of a start that was killed
+        fingerprint, inputs = self._fingerprint(step)
+        known, aside = self.steps.get(step.name, {}), self.replaced.get(step.name, {})
+        if known.get("fingerprint") == fingerprint:
+            if known["status"] != "done":
+                return Decision(False, "goes on")
+            if self._is_back(step, known):
+                return Decision(True, "done before")
+            changed = "what it made is not what it was"
+        elif aside.get("fingerprint") == fingerprint and self._is_back(step, aside):
+            self.replaced.pop(step.name)
+            if known.get("status") == "done":
+                self.replaced[step.name] = known
+            self.steps[step.name] = aside
+            self._write()
+            return Decision(True, "done before, and set aside: it is back")
+        else:
+            changed = self._what_changed(known, step, inputs)
+        self._start_over(step)
+        self.steps[step.name] = {
+            "status": "begun",
+            "fingerprint": fingerprint,
+            "stage": step.config.stage.name,
+            "folder": step.name,
+            "program": program(),
+            "settings": self._settings(step)[0],
+            "inputs": inputs,
+        }
+        self._write()
+        return Decision(False, changed)
+
+    def done(self, step: Step, seconds: float) -> None:
+        row = self.steps[step.name]
+        outputs = self._outputs(step, self._dir / step.name)
+        row |= {"status": "done", "outputs": outputs, "program": program()}
+        if isinstance(step.config.stage, CurateStageConfig):
+            row["counts"] = json.loads((self._dir / step.name / COUNTS).read_text())
+        row["seconds"] = round(row.get("seconds", 0.0) + seconds, 1)
+        row["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._write()
+
+    def is_done(self, name: str) -> bool:
+        return self.steps.get(name, {}).get("status") == "done"
+
+    def current(self, steps: Sequence[Step]) -> list[Step]:
+        """Those of a pipeline's steps that are done as they are configured now, and whose inputs
+        are, too."""
+        found: list[Step] = []
+        for step in steps:
+            made = {done.name for done in found}
+            if made.issuperset(step.makers) and self._is_current(step):
+                found.append(step)
+        return found
+
+    def _is_current(self, step: Step) -> bool:
+        if not self.is_done(step.name):
+            return False
+        row = self.steps[step.name]
+        try:
+            fingerprint, _ = self._fingerprint(step)
+        except DataError:
+            return False
+        same = row["fingerprint"] == fingerprint
+        return same and self._holds(self._dir / step.name, step, row)
+
+    def _fingerprint(self, step: Step) -> tuple[str, dict[str, dict[str, str]]]:
+        settings, paths = self._settings(step)
+        inputs = {}
+        for setting, path in paths.items():
+            maker = step.inputs.get(setting, "").partition(":")[0]
+            is_made_here = maker in step.makers
+            found = self._hashes.of(Path(path))
+            what = f"step {step.name}: {setting} = {path}"
+            if found is None:
+                way_out = f"Run the step {maker} first" if is_made_here else "Make it"
+                raise DataError(f"{what} is not there. {way_out}")
+            if is_made_here and not self.is_done(maker):
+                raise DataError(
+                    f"{what} is the step {maker}'s, which is not done. Run the step {maker} first"
+                )
+            inputs[setting] = {"path": path, "sha256": found}
+            if setting in step.inputs:
+                inputs[setting]["from"] = step.inputs[setting]
+        content = {key: row["sha256"] for key, row in inputs.items()}
+        text = json.dumps([settings, content], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest(), inputs
+
+    def _settings(self, step: Step) -> tuple[dict[str, Any], dict[str, str]]:
+        """(what a step makes depends on: setting -> value, setting -> path of what it reads)."""
+        tree = flatten(OmegaConf.to_container(OmegaConf.create(to_yaml(step.config))))
+        left_out = (*_NOT_PART_GROUPS, *unused_groups(step.config.stage))
+        settings: dict[str, Any] = {}
+        paths: dict[str, str] = {}
+        for key, value in tree.items():
+            if key.startswith(left_out) or key.endswith(HOW_NOT_WHAT):
+                continue
+            if key in step.inputs or (value and is_read(key)):
+                paths[key] = str(value)
+            else:
+                settings[key] = value
+        return settings, paths
+
+    def _outputs(self, step: Step, folder: Path) -> dict[str, str | None]:
+        return {
+            name: self._hashes.of(folder if name == MODEL else folder / name)
+            for name in step.outputs
+        }
+
+    def _holds(self, folder: Path, step: Step, row: dict[str, Any]) -> bool:
+        """Whether a folder has what a step that is done made."""
+        found = self._outputs(step, folder)
+        made = row["outputs"]
+        return folder.is_dir() and all(made.get(name) == value for name, value in found.items())
+
+    def _is_back(self, step: Step, row: dict[str, Any]) -> bool:
+        """Whether the step's folder has what this row says, after what was set aside has changed
+        places with it, if that has."""
+        folder, aside = self._dir / step.name, self._dir / SET_ASIDE / step.name
+        if self._holds(folder, step, row):
+            return True
+        if not self._holds(aside, step, row):
+            return False
+        if folder.is_dir():
+            folder.rename(aside.with_name(f".{step.name}"))
+        aside.rename(folder)
+        self._end_change(step)
+        return True
+
+    def _end_change(self, step: Step) -> None:
+        """Give a folder that is on its way to the other's place the one that is free."""
+        folder, aside = self._dir / step.name, self._dir / SET_ASIDE / step.name
+        on_its_way = aside.with_name(f".{step.name}")
+        if on_its_way.is_dir():
+            on_its_way.rename(aside if folder.is_dir() else folder)
+
+    def _what_changed(
+        self, known: dict[str, Any], step: Step, inputs: dict[str, dict[str, str]]
+    ) -> str:
+        if not known:
+            return "begins"
+        before, now = known.get("settings", {}), self._settings(step)[0]
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        known_inputs = known.get("inputs", {})
+        changed += [
+            key
+            for key, row in inputs.items()
+            if known_inputs.get(key, {}).get("sha256") != row["sha256"]
+        ]
+        return f"starts over: {', '.join(changed[:4]) or 'its inputs'} changed"
+
+    def _start_over(self, step: Step) -> None:
+        """An empty folder. What it held is kept, once; but what was never done takes no place from
+        what was. Whatever happens meanwhile, the record says nothing of a folder that is not whole.
+        """
+        folder, aside = self._dir / step.name, self._dir / SET_ASIDE / step.name
+        row = self.steps.pop(step.name, None)
+        if row is not None:
+            if row["status"] == "done" and self._holds(folder, step, row):
+                self.replaced[step.name] = row
+            self._write()
+        if not folder.is_dir():
+            return
+        kept = self.replaced.get(step.name)
+        if kept is not None and self._holds(aside, step, kept):
+            shutil.rmtree(folder)
+        else:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.parent.mkdir(exist_ok=True)
+            folder.rename(aside)
+
+    def _write(self) -> None:
+        write_json(self._path, {"steps": self.steps, "replaced": self.replaced})
+        self._hashes.save()
+
+
+@cache
+def program() -> dict[str, str | None]:
+    """What runs the steps: its version, and the checkout's commit."""
+    return {"version": __version__, "commit": checkout_commit()}
