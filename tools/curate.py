@@ -1,7 +1,7 @@
 """Make a training set out of data files: drop duplicates, evaluation questions and bad difficulty.
 
     python tools/curate.py raw/*.jsonl.gz --output data/train.jsonl --against evals/*.jsonl
-    python tools/curate.py data/train.jsonl --output data/rl.jsonl --rollouts runs/r1/rollouts/*
+    python tools/curate.py data/train.jsonl --output data/rl.jsonl --rollouts runs/r1/pass_counts/*
 
 Prints what each step dropped and why; data/train.dropped.jsonl has every one by file and line, and
 data/train.manifest.json the counts, the configuration and the hashes of all files. The schema of
@@ -43,7 +43,8 @@ def main() -> int:
         default=contamination.max_items,
         help="an n-gram of more evaluation records is a template's (default 0: none is)",
     )
-    add("--rollouts", nargs="+", default=[], metavar="FILE", help="samples that tell pass rates")
+    add("--signs", action="store_true", help="signs count as words: sums differ in little else")
+    add("--rollouts", nargs="+", default=[], metavar="FILE", help="a run's pass_counts/")
     add("--min-pass-rate", type=float, default=difficulty.min_pass_rate)
     add("--max-pass-rate", type=float, default=difficulty.max_pass_rate)
     add("--min-samples", type=int, default=difficulty.min_samples)
@@ -76,7 +77,10 @@ def run(arguments: argparse.Namespace) -> None:
             min_samples=arguments.min_samples,
         ),
         decontamination=DecontaminationConfig(
-            files=arguments.against, ngram_words=arguments.ngram, max_items=arguments.max_items
+            files=arguments.against,
+            ngram_words=arguments.ngram,
+            signs=arguments.signs,
+            max_items=arguments.max_items,
         ),
         near=NearDuplicateConfig(threshold=arguments.near),
     )

@@ -52,7 +52,7 @@ class DifficultyConfig:
     """Which pass rates are kept, both bounds included."""
 
     rollouts: list[str] = field(default_factory=list)
-    """``rollouts/step_*.jsonl`` of runs that sampled these prompts; none turns the step off."""
+    """``pass_counts/step_*.jsonl`` of runs that sampled these prompts; none turns the step off."""
     min_pass_rate: float = 0.05
     max_pass_rate: float = 0.95
     """With the defaults, 1 to 15 of 16: a group of equal rewards has no advantage (R1 Eq. 3)."""

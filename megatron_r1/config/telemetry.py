@@ -16,7 +16,8 @@ class TelemetryConfig:
     curves_every_steps: int = 50
     """`curves.png` is drawn this often, and at the end."""
     rollout_samples: int = 4
-    """Groups of each phase that are written to `rollouts/`; -1 writes all."""
+    """Groups of each phase whose texts are written to `rollouts/`; -1 writes all. How often each
+    prompt was solved is in `pass_counts/` of all."""
     progress: bool = True
     """A live line on a terminal; a plain line every `progress_every_s` elsewhere."""
     progress_every_s: float = 10.0

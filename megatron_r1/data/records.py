@@ -13,6 +13,7 @@ import itertools
 import json
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -194,6 +195,9 @@ def _csv_rows(path: Path, file: IO[bytes]) -> Iterator[Line]:
     reader = csv.reader(line.decode("utf-8-sig") for line in file)
     try:
         heading = next(reader, [])
+        twice = [name for name, count in Counter(heading).items() if name and count > 1]
+        if twice:
+            raise DataError(f"{path}:1: two columns are called {twice[0]!r}. Rename one of them")
         while True:
             number = reader.line_num + 1
             row = next(reader, None)
@@ -234,12 +238,14 @@ def _parquet_rows(path: Path) -> Iterator[Line]:
             f"{path}: Parquet needs pyarrow, which is not installed: pip install pyarrow. Or save "
             "it as JSONL"
         ) from error
-    numbers = itertools.count(1)
+    numbers, place = itertools.count(1), ""
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
-                for row in batch.to_pylist():
-                    record = {key: value for key, value in row.items() if value is not None}
-                    yield Line(path, next(numbers), record)
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        raise DataError(f"{path}: not readable as Parquet: {error}") from error
+            for group in range(file.num_row_groups):
+                place = f"row group {group + 1} of {file.num_row_groups}: "
+                for batch in file.iter_batches(_PARQUET_ROWS, row_groups=[group]):
+                    for row in batch.to_pylist():
+                        record = {key: value for key, value in row.items() if value is not None}
+                        yield Line(path, next(numbers), record)
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path}: {place}not readable as Parquet: {error}") from error

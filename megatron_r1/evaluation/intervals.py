@@ -76,7 +76,9 @@ def difference(
 ) -> Estimate:
     """Mean of first - second over the same problems in the same order.
 
-    The pairs share their problems, so what makes a problem hard for both cancels out.
+    Values are in [0, 1]. The pairs share their problems, so what makes a problem hard for both
+    cancels out. The interval is that of `estimate`, of differences instead of values: equal ones
+    leave it as wide as Wilson's.
 
     Raises:
         ValueError: the lengths differ, or there are fewer than two problems.
@@ -84,9 +86,8 @@ def difference(
     pairs = [a - b for a, b in zip(first, second, strict=True)]
     if len(pairs) < 2:
         raise ValueError(f"{len(pairs)} problems; a difference needs two or more")
-    value = fmean(pairs)
-    half = _z(confidence) * stdev(pairs) / math.sqrt(len(pairs))
-    return Estimate(value, value - half, value + half)
+    found = estimate([(1 + pair) / 2 for pair in pairs], confidence=confidence)
+    return Estimate(fmean(pairs), 2 * found.low - 1, 2 * found.high - 1)
 
 
 def _z(confidence: float) -> float:

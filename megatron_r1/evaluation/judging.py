@@ -23,7 +23,8 @@ def judge_responses(
     Args:
         url: where the judge is, for messages.
     Raises:
-        EngineError: the judge did not answer more than a few of the requests.
+        EngineError: the judge did not answer more than a few of the requests, or most of its
+            replies hold no verdict.
     """
     pairs, references = [], []
     for problem, responses in zip(problems, texts, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -23,6 +24,7 @@ class SuiteResult:
     """``pass@1``, ``pass@k``, ``cons@k`` or ``judged``, then rules of `evaluation.measures`."""
     by_problem: Sequence[Mapping[str, Any]]
     problems: int
+    """Those that were measured: of a judged suite, those with a verdict."""
     samples: int
     format: float
     response_tokens_mean: float
@@ -100,7 +102,8 @@ def judged_result(
     }
     measures = {"judged": estimate(values, confidence=confidence)} if values else {}
     measures |= _means(outcomes, confidence)
-    return _result(outcomes, measures, by_problem, not_counted)
+    result = _result(outcomes, measures, by_problem, not_counted)
+    return dataclasses.replace(result, problems=len(values))
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:

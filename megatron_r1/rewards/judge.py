@@ -115,6 +115,10 @@ class Kind(Enum):
     """Decided here, without asking: see `is_master_key`."""
 
 
+Parse = Callable[[str, str], tuple[Kind, str]]
+"""A reply's text and finish reason to its verdict, or to why it has none."""
+
+
 @dataclass(frozen=True)
 class Judgement:
     """One verdict, or why there is none, and what it cost."""
@@ -132,9 +136,9 @@ class Judgement:
 
 
 class Judge:
-    """Asks one model; every judgement of a model is kept on disk, under its prompt.
+    """Asks one model; every verdict of a model is kept on disk, under its prompt.
 
-    Failures and time-outs are not kept: a later run asks again.
+    What has none, a failure or a reply that cannot be used, is not kept: a later run asks again.
     """
 
     def __init__(self, config: JudgeConfig, given_up: Event | None = None) -> None:
@@ -165,9 +169,13 @@ class Judge:
         )
         return self._judge(prompt, parse_correctness, sample)
 
-    def ask(self, prompt: str, *, sample: int = 0) -> Judgement:
-        """A text of its own: the verdict is what it wrote, if it came to an end."""
-        return self._judge(prompt, parse_text, sample)
+    def ask(self, prompt: str, *, parse: Parse | None = None, sample: int = 0) -> Judgement:
+        """A text of its own: the verdict is what it wrote, if it came to an end.
+
+        Args:
+            parse: in the place of `parse_text`.
+        """
+        return self._judge(prompt, parse or parse_text, sample)
 
     def map_compare(self, cases: Sequence[tuple[str, str, str, int]]) -> list[Judgement]:
         """`compare` for many (question, answer A, answer B, sample), several requests at once."""
@@ -192,7 +200,7 @@ class Judge:
         """Counts by kind, tokens and seconds of this object's requests, and what the cache gave."""
         return dict(sorted(self._counts.items()))
 
-    def _judge(self, prompt: str, parse: Any, sample: int) -> Judgement:
+    def _judge(self, prompt: str, parse: Parse, sample: int) -> Judgement:
         request = {
             "model": self._config.model,
             "messages": [{"role": "user", "content": prompt}],
@@ -203,16 +211,9 @@ class Judge:
         }
         known = self._cache.get(request)
         if known is not None:
-            text, finish_reason = known["text"], known["finish_reason"]
-            judgement = Judgement(
-                *parse(text, finish_reason),
-                text,
-                known["prompt_tokens"],
-                known["completion_tokens"],
-                known["seconds"],
-                cached=True,
-            )
-            return self._count(judgement)
+            judgement = _judgement_of(known, parse, cached=True)
+            if judgement.kind is Kind.verdict:
+                return self._count(judgement)
         started = time.monotonic()
         try:
             reply = self._request(request)
@@ -234,18 +235,10 @@ class Judge:
                 Judgement(Kind.failed, text=text, seconds=time.monotonic() - started)
             )
         reply["seconds"] = time.monotonic() - started
-        self._cache.put(request, reply)
-        kind, verdict = parse(reply["text"], reply["finish_reason"])
-        return self._count(
-            Judgement(
-                kind,
-                verdict,
-                reply["text"],
-                reply["prompt_tokens"],
-                reply["completion_tokens"],
-                reply["seconds"],
-            )
-        )
+        judgement = _judgement_of(reply, parse, cached=False)
+        if judgement.kind is Kind.verdict:
+            self._cache.put(request, reply)
+        return self._count(judgement)
 
     def _request(self, request: dict[str, Any]) -> dict[str, Any]:
         """Ask, again where the endpoint is busy.
@@ -320,12 +313,18 @@ def ask_all(
         return list(pool.map(ask_one, cases))
 
 
+def _judgement_of(reply: dict[str, Any], parse: Parse, *, cached: bool) -> Judgement:
+    kind, verdict = parse(reply["text"], reply["finish_reason"])
+    tokens = reply["prompt_tokens"], reply["completion_tokens"]
+    return Judgement(kind, verdict, reply["text"], *tokens, reply["seconds"], cached)
+
+
 def parse_pair_verdict(text: str, finish_reason: str) -> tuple[Kind, str]:
     """The one verdict of a comparison; several that differ are none."""
     verdicts = {re.sub(r"\s", "", verdict) for verdict in _VERDICT.findall(text)}
     if len(verdicts) == 1:
         return Kind.verdict, verdicts.pop()
-    return _without_verdict(text, finish_reason), ""
+    return without_verdict(text, finish_reason), ""
 
 
 def parse_correctness(text: str, finish_reason: str) -> tuple[Kind, str]:
@@ -333,14 +332,14 @@ def parse_correctness(text: str, finish_reason: str) -> tuple[Kind, str]:
     verdicts = {verdict.lower() for verdict in _CORRECTNESS.findall(text)}
     if len(verdicts) == 1:
         return Kind.verdict, verdicts.pop()
-    return _without_verdict(text, finish_reason), ""
+    return without_verdict(text, finish_reason), ""
 
 
 def parse_text(text: str, finish_reason: str) -> tuple[Kind, str]:
     """All of the reply; none where it was cut off, or says nothing."""
     if text.strip() and finish_reason != "length":
         return Kind.verdict, text
-    return _without_verdict(text, finish_reason), ""
+    return without_verdict(text, finish_reason), ""
 
 
 def _words(text: str) -> str:
@@ -365,7 +364,8 @@ def is_master_key(answer: str) -> bool:
     return not re.search(r"[∞∅√]|\\\w", plain)
 
 
-def _without_verdict(text: str, finish_reason: str) -> Kind:
+def without_verdict(text: str, finish_reason: str) -> Kind:
+    """Why a reply is of no use."""
     if finish_reason == "length":
         return Kind.truncated
     return Kind.refusal if _REFUSAL.search(text) else Kind.unparsable

@@ -7,6 +7,8 @@ What it writes is never trusted: rules look at it as at any other sample.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from threading import Event
@@ -16,12 +18,23 @@ from megatron_r1.data.json_lines import holds_half_a_pair
 from megatron_r1.data.samples import Sample
 from megatron_r1.data.templates import ANSWER, END_ANSWER, END_THINK, TAGS, THINK
 from megatron_r1.errors import EngineError
-from megatron_r1.rewards.judge import Judge, Judgement, Kind, ask_all
+from megatron_r1.rewards.judge import (
+    Judge,
+    Judgement,
+    Kind,
+    Parse,
+    ask_all,
+    parse_text,
+    without_verdict,
+)
 
 SEED = 0
 """Sent with every request: the teacher is asked each question once."""
 _MAX_LOST = 0.05
 """Our choice: share of requests that may come to nothing before the run ends."""
+_MAX_UNUSABLE = 0.5
+"""Our choice: share of requests without a reply that can be used. A good model refuses now and
+then, or writes too much."""
 _PATTERN = (
     f"Write {THINK}, the thought, {END_THINK}, then {ANSWER}, the summary, {END_ANSWER}, and "
     "nothing else. The thought is long and detailed, in the first person, and checks itself. The "
@@ -59,10 +72,11 @@ wants, and what a good answer needs. Write the thought alone, without the answer
 {answer}
 </answer>
 """
+_APOLOGY = re.compile(r"\s*I(?:'m|’m| am) sorry\b", re.IGNORECASE)
 
 
 class Teacher:
-    """Every reply is kept on disk where `cache_path` says so: asked again, it costs nothing."""
+    """Every reply in form is kept where `cache_path` says so: asked again, it costs nothing."""
 
     def __init__(self, config: TeacherConfig, given_up: Event | None = None) -> None:
         """given_up: ends what is asked when it is set."""
@@ -76,7 +90,8 @@ class Teacher:
             [
                 _REWRITE.format(pattern=_PATTERN, question=question, response=response)
                 for question, response in cases
-            ]
+            ],
+            parse_response,
         )
 
     def answer(self, questions: Sequence[str], examples: Sequence[Sample]) -> list[str | None]:
@@ -86,7 +101,8 @@ class Teacher:
             [
                 _FEW_SHOT.format(pattern=_PATTERN, examples=shown, question=question)
                 for question in questions
-            ]
+            ],
+            parse_response,
         )
 
     def think_first(self, cases: Sequence[tuple[str, str]]) -> list[str | None]:
@@ -94,7 +110,7 @@ class Teacher:
         where none came."""
         prompts = [_THINK_FIRST.format(question=q, answer=answer) for q, answer in cases]
         responses: list[str | None] = []
-        for thought, (_, answer) in zip(self._ask(prompts), cases, strict=True):
+        for thought, (_, answer) in zip(self._ask(prompts, parse_thought), cases, strict=True):
             thought = without_tags(thought or "")
             responses.append(with_thought(thought, without_tags(answer)) if thought else None)
         return responses
@@ -106,9 +122,9 @@ class Teacher:
             name.replace("judge/", "teacher/"): value for name, value in self._judge.metrics.items()
         }
 
-    def _ask(self, prompts: Sequence[str]) -> list[str | None]:
+    def _ask(self, prompts: Sequence[str], parse: Parse) -> list[str | None]:
         found = ask_all(
-            partial(self._judge.ask, sample=SEED),
+            partial(self._judge.ask, parse=parse, sample=SEED),
             prompts,
             self._config.max_parallel,
             self._given_up,
@@ -119,20 +135,47 @@ class Teacher:
         return [text if text and not holds_half_a_pair(text) else None for text in texts]
 
 
+def parse_response(text: str, finish_reason: str) -> tuple[Kind, str]:
+    """A thought and an answer. What has no tag is not kept, and left to the rules."""
+    kind, found = parse_text(text, finish_reason)
+    if found and THINK not in found:
+        kind = without_verdict(found, finish_reason)
+    return kind, found
+
+
+def parse_thought(text: str, finish_reason: str) -> tuple[Kind, str]:
+    """A text of any form, but for one that starts with an apology."""
+    if _APOLOGY.match(text):
+        return Kind.refusal, ""
+    return parse_text(text, finish_reason)
+
+
 def check_answered(found: Sequence[Judgement], *, who: str, group: str) -> None:
     """A few lost requests are left out; many would leave a set that is not what was asked for.
 
     Args:
         group: of the endpoint's settings.
     Raises:
-        EngineError: more than `_MAX_LOST` of the requests failed or timed out.
+        EngineError: more than `_MAX_LOST` of the requests failed or timed out, or more than
+            `_MAX_UNUSABLE` have no reply that can be used.
     """
-    lost = [reply for reply in found if reply.kind in (Kind.failed, Kind.timeout)]
-    if len(lost) > _MAX_LOST * len(found):
+    asked = [reply for reply in found if reply.kind is not Kind.not_an_answer]
+    lost = [reply for reply in asked if reply.kind in (Kind.failed, Kind.timeout)]
+    if len(lost) > _MAX_LOST * len(asked):
         raise EngineError(
-            f"{who} did not answer {len(lost)} of {len(found)} requests; the first: "
+            f"{who} did not answer {len(lost)} of {len(asked)} requests; the first: "
             f"{lost[0].text}. Start it, or set {group}.base_url, timeout_s and max_retries. What "
             f"it did answer is kept where {group}.cache_path says"
+        )
+    unusable = [reply for reply in asked if reply.kind is not Kind.verdict]
+    if len(unusable) > _MAX_UNUSABLE * len(asked):
+        kinds = Counter(reply.kind.value for reply in unusable)
+        counts = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+        raise EngineError(
+            f"{who} gave no usable reply to {len(unusable)} of {len(asked)} requests ({counts}); "
+            f"the first: {unusable[0].text[:200]!r}. Set {group}.model and base_url to a model "
+            f"that keeps to the form asked for, or raise {group}.max_tokens where replies are cut "
+            f"off. What can be used is kept where {group}.cache_path says"
         )
 
 

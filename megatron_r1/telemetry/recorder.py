@@ -14,7 +14,7 @@ from megatron_r1.config.telemetry import TelemetryConfig
 from megatron_r1.telemetry.curves import draw_curves
 from megatron_r1.telemetry.metrics import METRICS_FILE, MetricsLog
 from megatron_r1.telemetry.progress import Progress
-from megatron_r1.telemetry.rollouts import write_rollouts
+from megatron_r1.telemetry.rollouts import PassCount, write_pass_counts, write_rollouts
 from megatron_r1.telemetry.tensorboard import TensorboardSink
 from megatron_r1.types import ScoredGroup, StepResult
 
@@ -91,8 +91,14 @@ class Recorder:
         """A callback that shows micro-batches done."""
         return lambda done, total: self._show(f"{what} {done}/{total}")
 
-    def phase(self, scored: Sequence[ScoredGroup], metrics: Mapping[str, float]) -> None:
-        """A phase has been scored: `metrics` go with the next step, samples to `rollouts/`."""
+    def phase(
+        self,
+        scored: Sequence[ScoredGroup],
+        counts: Sequence[Sequence[PassCount]],
+        metrics: Mapping[str, float],
+    ) -> None:
+        """A phase has been scored: `metrics` go with the next step, samples to `rollouts/`, and the
+        pass counts of every replica's share to `pass_counts/`."""
         self._phase = dict(metrics)
         seconds = self._times_s.get("time/rollout_s", 0.0)
         num_tokens = metrics.get("rollout/tokens", 0.0)
@@ -104,6 +110,7 @@ class Recorder:
         if self._is_main:
             limit = self._config.rollout_samples
             write_rollouts(self._run_dir, self._step + 1, scored, limit)
+            write_pass_counts(self._run_dir, self._step + 1, counts)
 
     def step(self, step: int, result: StepResult) -> None:
         """Update `step` has been made: write its line."""

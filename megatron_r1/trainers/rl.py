@@ -19,7 +19,8 @@ from megatron_r1.config.algo import AlgoConfig, KlPenaltyConfig, KlPlace
 from megatron_r1.config.stage import R1ZeroConfig
 from megatron_r1.errors import EngineError
 from megatron_r1.monitor.rules import Finding
-from megatron_r1.parallel.exchange import sum_pairs
+from megatron_r1.parallel.exchange import all_gather_objects, sum_pairs
+from megatron_r1.telemetry.rollouts import pass_counts
 from megatron_r1.trainers.forward_passes import row_logprobs
 from megatron_r1.trainers.job import stop_if_asked
 from megatron_r1.trainers.minibatches import Minibatch, split_phase, train_rows
@@ -67,7 +68,8 @@ def train_rl(parts: RlParts, config: RlConfig, state: LoopState) -> LoopState:
         stop_if_asked(job, parts.store, state, partial(save, parts))
         state = watching
         metrics = sum_pairs(phase.metrics, policy.layout.dp_cp)
-        recorder.phase(phase.sampled, metrics | watched | dict(published))
+        counts = all_gather_objects(pass_counts(phase.sampled), policy.layout.dp_cp)
+        recorder.phase(phase.sampled, counts, metrics | watched | dict(published))
         next_start = phase_start + stage.steps_in_phase(phase_start)
         if config.rollout.steps_ahead and next_start < stage.num_steps:
             start_phase_ahead(parts, config, next_start)

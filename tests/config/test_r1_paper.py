@@ -19,13 +19,14 @@ from megatron_r1.telemetry.run_dir import flatten
 
 TABLE = Path(__file__).with_name("r1_paper.tsv")
 FILES = ["stage.examples=samples.jsonl"]
+PROMPTS = ["data=jsonl", "data.path=prompts.jsonl"]
 BASES = ("qwen_1.5b", "qwen_7b", "qwen_14b", "qwen_32b", "llama_8b", "llama_70b")
 RUNS = {
-    "zero": ["stage=r1_zero"],
-    "stage1": ["stage=r1_stage1"],
-    "stage2": ["stage=r1_stage2"],
-    "stage3": ["stage=r1_stage3"],
-    "stage4": ["stage=r1_stage4", "reward.models.helpful=a", "reward.models.safety=b"],
+    "zero": ["stage=r1_zero", *PROMPTS],
+    "stage1": ["stage=r1_stage1", *PROMPTS],
+    "stage2": ["stage=r1_stage2", *PROMPTS],
+    "stage3": ["stage=r1_stage3", *PROMPTS],
+    "stage4": ["stage=r1_stage4", *PROMPTS, "reward.models.helpful=a", "reward.models.safety=b"],
     "sft": ["stage=sft", *FILES],
     "helpful": ["stage=rm_helpful"],
     "safety": ["stage=rm_safety"],
@@ -44,12 +45,19 @@ MACHINERY = (
     ),
 )
 """Ends of settings that a machine asks for, and that change nothing of what is learned."""
-_RL = ("stage", "optimizer", "algo", "rollout", "reward.weights", "reward.mixes")
-_COLLECT = ("stage", "optimizer", "reward.readability", "rollout.max_response_tokens")
-_LEARN = ("stage", "optimizer")
+NO_CHOICE = (
+    *(".name", ".source", ".examples", ".general", ".base_url", ".model", ".api_key_variable"),
+    ".background_checkpoints",
+)
+"""Ends of settings that are texts or switches, and name a file or a machine or are one's."""
+_PROMPTS = ("data.max_prompt_tokens", "data.template")
+_RL = ("stage", "optimizer", "algo", "rollout", "reward.weights", "reward.mixes", *_PROMPTS)
+_LEARN = ("stage", "optimizer", "parallel.max_tokens_per_microbatch")
+_COLLECT = (*_LEARN, "reward.readability", "rollout.max_response_tokens", *_PROMPTS)
 READ_BY = {
     **dict.fromkeys(("zero", "stage2", "stage4"), _RL),
-    **dict.fromkeys(("stage1", "stage3"), _COLLECT),
+    "stage1": _COLLECT,
+    "stage3": (*_COLLECT, "judge"),
     **dict.fromkeys(("sft", "distill", "helpful", "safety"), _LEARN),
     "r1_evaluation": ("evaluation", "rollout.max_response_tokens", "reward.readability"),
 }
@@ -90,19 +98,26 @@ def test_the_configuration_says_what_the_paper_says(row):
             assert as_written(found) == written, run
 
 
+def decides(setting: str, value: Any) -> bool:
+    """Whether a setting says what is learned: a number, a choice by name, or a switch."""
+    if isinstance(value, str | bool):
+        return not setting.endswith(NO_CHOICE)
+    return isinstance(value, int | float) and not setting.endswith(MACHINERY)
+
+
 @pytest.mark.parametrize("run", READ_BY)
-def test_every_number_that_a_run_reads_has_its_row(run):
-    """Nothing comes into conf/ or a schema behind it without a source or a reason."""
+def test_everything_that_decides_what_a_run_learns_has_its_row(run):
+    """Nothing comes into conf/ or a schema behind it without a source or a reason. Of an
+    evaluation, which learns nothing, its numbers."""
     settings = settings_of(run)
-    numbers = {
+    deciding = {
         setting
         for part in READ_BY[run]
         for setting, value in flatten({part: at(settings, part)}).items()
-        if isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and not setting.endswith(MACHINERY)
+        if decides(setting, value)
+        and not (run == "r1_evaluation" and isinstance(value, str | bool))
     }
-    assert len(numbers) > 5
+    assert len(deciding) > 5
     listed = {row["setting"] for row in rows() if run in row["runs"].split()}
     # A row may hold a whole table, such as reward.weights.
-    assert not {n for n in numbers if n not in listed and n.rpartition(".")[0] not in listed}
+    assert not {s for s in deciding if s not in listed and s.rpartition(".")[0] not in listed}

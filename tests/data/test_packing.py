@@ -38,6 +38,13 @@ def test_best_fit_takes_the_fullest_bin_that_has_room():
     assert pack_best_fit([2, 7, 3, 6, 4], capacity=10) == [[1, 2], [3, 4], [0]]
 
 
+def test_best_fit_is_neither_worst_fit_nor_first_fit():
+    # 6 and 5 leave 4 and 5: the 4 fills the first, where a worst fit takes the second.
+    assert pack_best_fit([6, 5, 4], capacity=10) == [[0, 2], [1]]
+    # 12 leaves 8; 10 and 9 leave 1, which the last row fills. A first fit looks at the 8 first.
+    assert pack_best_fit([12, 10, 9, 1], capacity=20) == [[0], [1, 2, 3]]
+
+
 def test_a_row_longer_than_the_capacity_names_both_and_the_setting():
     with pytest.raises(DataError, match=r"11 tokens.*parallel.max_tokens_per_microbatch = 10"):
         pack_best_fit([3, 11], capacity=10)

@@ -56,6 +56,11 @@ def test_csv_rows_may_span_lines(tmp_path):
     assert (first.number, first.record) == (2, {"Question": "two\nlines", "Answer": "4"})
     assert (bad.number, bad.error) == (4, "1 columns under 2 headings")
     assert (last.number, last.record) == (5, {"Question": "x, y", "Answer": "5"})
+    path.write_text("question,answer,question\na,b,c\n")
+    with pytest.raises(DataError, match=r"a\.csv:1: two columns are called 'question'"):
+        list(read_lines(path))
+    path.write_text("question,,\na,,\n")  # columns without a heading, which spreadsheets add
+    assert [row.record for row in read_lines(path)] == [{"question": "a"}]
     path.write_bytes(b"Question,Answer\na,b\n\xff,c\n")
     with pytest.raises(DataError, match=r"a\.csv:3: .*Save it as UTF-8"):
         list(read_lines(path))
@@ -82,6 +87,27 @@ def test_parquet_rows_without_their_nulls(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match="not readable as Parquet"):
         list(read_lines(path))
+
+
+@pytest.mark.parametrize("text", ["question", "QQQQ"])
+def test_a_parquet_file_with_a_byte_that_was_flipped_is_named(tmp_path, text):
+    """Wherever the text stands in it: in pages, in statistics or in the schema."""
+    table = pyarrow.table({"question": ["what is it? QQQQ", "why?"]})
+    path = tmp_path / "a.parquet"
+    options = {"compression": "none", "use_dictionary": False, "row_group_size": 1}
+    parquet.write_table(table, path, write_statistics=False, **options)
+    whole, errors = path.read_bytes(), []
+    start = whole.find(text.encode())
+    while start >= 0:
+        path.write_bytes(whole[:start] + b"\xff" + whole[start + 1 :])
+        try:
+            list(read_lines(path))
+        except DataError as error:
+            errors.append(str(error))
+        start = whole.find(text.encode(), start + 1)
+    assert errors and all(error.startswith(f"{path}: ") for error in errors)
+    if text == "QQQQ":
+        assert "row group 1 of 2" in errors[0]
 
 
 def test_without_pyarrow_the_message_names_it(tmp_path, monkeypatch):

@@ -142,6 +142,13 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path):
         read(tmp_path, "livecodebench", livecodebench(private_test_cases=packed))
 
 
+@pytest.mark.parametrize("pickled", [b"", pickle.dumps(json.dumps([]))[:-3], pickle.dumps(7)])
+def test_private_tests_that_are_cut_short_are_a_bad_line(tmp_path, pickled):
+    packed = base64.b64encode(zlib.compress(pickled)).decode()
+    with pytest.raises(DataError, match=r"suite\.jsonl:1: .*its tests cannot be read"):
+        read(tmp_path, "livecodebench", livecodebench(private_test_cases=packed))
+
+
 def codeforces(**more) -> dict:
     return {
         "id": "1/A", "title": "Double", "description": "Double it.", "time_limit": 2.0,

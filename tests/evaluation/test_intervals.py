@@ -71,12 +71,23 @@ def test_samples_of_a_problem_do_not_narrow_it():
 
 
 def test_a_paired_difference_drops_what_the_problems_share():
-    first, second = [0.9, 0.5, 0.3, 0.7], [0.8, 0.4, 0.1, 0.5]
-    # Differences 0.1, 0.1, 0.2, 0.2: mean 0.15, standard deviation 0.0577350, / 2.
-    half = Z * 0.0577350269 / 2
+    first, second = [0.9, 0.5, 0.3, 0.7] * 1000, [0.8, 0.4, 0.1, 0.5] * 1000
+    # Differences 0.1, 0.1, 0.2, 0.2: mean 0.15, standard deviation 0.05 * sqrt(4000 / 3999).
+    half = Z * 0.05 / sqrt(3999)
     close(difference(first, second), 0.15, 0.15 - half, 0.15 + half)
     with pytest.raises(ValueError, match="1 problems"):
         difference([0.5], [0.25])
+
+
+def test_a_difference_that_is_the_same_for_all_problems_is_not_certain():
+    """Twice Wilson's of shares, since it lies between -1 and 1."""
+    # All of 30 by Wilson: 30 / (30 + 3.841459) = 0.8864866; 2 * 0.8864866 - 1 = 0.772973.
+    close(difference([1.0] * 30, [0.0] * 30), 1.0, 0.772973, 1.0)
+    close(difference([0.0] * 30, [1.0] * 30), -1.0, -1.0, -0.772973)
+    # No difference: half-width 3.841459 / (30 + 3.841459) = 0.113514 about 0.
+    close(difference([0.5] * 30, [0.5] * 30), 0.0, -0.113514, 0.113514)
+    # Two problems: 2 / (2 + 3.841459) = 0.342380; 2 * 0.342380 - 1 = -0.315240.
+    close(difference([1.0] * 2, [0.0] * 2), 1.0, -0.315240, 1.0)
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says():

@@ -129,6 +129,22 @@ def test_a_judge_that_is_down_ends_it_and_is_asked_again_for_the_rest(tmp_path):
     assert sorted(verdicts, key=str) == [[1.0]] * 39 + [[None]]
 
 
+def test_a_judge_without_verdicts_ends_it():
+    """What says nothing is incorrect without asking, and is no verdict of the judge's."""
+    problems = [Problem(str(n), f"Q{n}", "4", REFERENCE) for n in range(4)]
+    texts = [["four", ""] for _ in problems]
+    replies = [Reply("bla bla")] * 3 + [Reply('{"correctness": "correct"}')] * 3
+    with judge_server(lambda body: replies.pop(0)) as endpoint:
+        judge = Judge(JudgeConfig(base_url=endpoint.url, max_parallel=1))
+        with pytest.raises(EngineError, match=r"3 of 4 requests.*unparsable 3.*: 'bla bla'"):
+            judge_responses(problems, texts, judge, url=endpoint.url)
+        # Half of them: the rest is left out, and counted.
+        replies[:] = [Reply("bla bla")] * 2 + [Reply('{"correctness": "correct"}')] * 2
+        again = Judge(JudgeConfig(base_url=endpoint.url, max_parallel=1))
+        found = judge_responses(problems, texts, again, url=endpoint.url)
+    assert found == [[None, 0.0]] * 2 + [[1.0, 0.0]] * 2
+
+
 def test_an_unfinished_thought_is_not_shown_to_the_judge():
     problems = [Problem("b", "2 + 2", "4", REFERENCE)]
     with judge_server(lambda body: Reply('{"correctness": "correct"}')) as endpoint:
@@ -148,5 +164,6 @@ def test_what_was_not_judged_is_left_out_and_counted():
         "samples without a verdict of the judge, left out": 3,
         "problems without any, left out": 1,
     }
+    assert result.problems == 2  # those that the measure is of
     nothing = judged_result(outcomes[:1], [[None, None]], confidence=0.95, skipped={})
     assert nothing.measures == {}

@@ -7,6 +7,7 @@ import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -193,6 +194,33 @@ def test_judgements_are_kept_and_a_second_judge_does_not_ask(tmp_path):
     assert again.metrics == {"judge/cached": 1.0, "judge/verdict": 1.0}
     records = [json.loads(line) for line in path.read_text().splitlines()]
     assert "four" in records[0]["request"]["messages"][0]["content"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        (Reply("bla bla"), Kind.unparsable),
+        (Reply("I am sorry, bla"), Kind.refusal),
+        (Reply('{"analysis": "it', finish_reason="length"), Kind.truncated),
+    ],
+)
+def test_a_reply_without_a_verdict_is_not_kept(tmp_path, reply, kind):
+    """Nor believed where an older file has it."""
+    path = str(tmp_path / "judge.jsonl")
+    with judge_server(lambda body: reply) as endpoint:
+        judge = judge_at(endpoint, cache_path=path)
+        assert judge.is_correct("q", "4", "four").kind is kind
+        (request,) = endpoint.requests
+    assert not Path(path).exists()
+    with judge_server(lambda body: CORRECT) as better:
+        assert judge_at(better, cache_path=path).is_correct("q", "4", "four").verdict == "correct"
+        assert len(better.requests) == 1
+        del request["authorization"]
+        usage = {"prompt_tokens": 1, "completion_tokens": 1, "seconds": 1.0}
+        old = {"text": reply.text, "finish_reason": reply.finish_reason, **usage}
+        JudgeCache(path).put(request, old)
+        assert judge_at(better, cache_path=path).is_correct("q", "4", "four").verdict == "correct"
+        assert len(better.requests) == 2
 
 
 def test_a_cache_cut_short_by_a_kill_goes_on(tmp_path):

@@ -93,6 +93,7 @@ def test_four_stages_from_a_base_model(tmp_path):
         four = ["stage=r1_stage4", "run.name=four", f"model.init_from={tmp_path}/three", *data, *rl]
         four += ["stage.preference_steps=1", f"reward.models.helpful={tmp_path}/helpful"]
         four += [f"reward.models.safety={tmp_path}/safety", "telemetry.rollout_samples=-1"]
+        four.append("run.seed=2")
         unset = [*four[:3], *four[4:], "stage.preference_steps=4", "run.name=refused"]
         nothing = [*one, "run.name=nothing", "stage.teacher.enabled=false", "stage.few_shot=null"]
         codes = (0, 0, 0, 0, 0, 0, 0, 0, 2, 2)
@@ -130,6 +131,8 @@ def test_four_stages_from_a_base_model(tmp_path):
     assert {"reward/accuracy", "reward/format", "reward/language"} < metrics(tmp_path / "two")[
         0
     ].keys()
+    counted = [read(path) for path in sorted((tmp_path / "two/pass_counts").iterdir())]
+    assert [[c["samples"] for c in counts] for counts in counted] == [[2] * 4, [2] * 2]
     # Stage 3: all of reasoning and all others; the long question got a thought, "hello" none.
     manifest = json.loads((tmp_path / "three/data/manifest.json").read_text())
     assert manifest["reasoning"] == manifest["reasoning, all"] > 1
@@ -155,10 +158,14 @@ def test_four_stages_from_a_base_model(tmp_path):
     first, last = (read(path) for path in steps)
     assert all("?" not in rollout["question"] for rollout in first)
     assert all(set(r["parts"]) == {"accuracy", "format", "language"} for r in first)
-    for rollout in last:
-        if "?" in rollout["question"]:
-            assert {"helpful", "safety"} & set(rollout["parts"]) and "accuracy" not in rollout[
-                "parts"
-            ]
+    # With this seed one prompt of each kind, two rollouts each: a helpful one has its own model.
+    asked = ["?" in rollout["question"] for rollout in last]
+    assert sorted(asked) == [False, False, True, True]
+    for rollout, is_general in zip(last, asked, strict=True):
+        assert set(rollout["parts"]) == {
+            "helpful" if is_general else "accuracy",
+            "format",
+            "language",
+        }
     assert "preference_steps = 4 must lie between" in output
     assert "no sample is left to train on" in output and "dropped: accuracy" in output

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
-from megatron_r1.telemetry.rollouts import write_rollouts
+from megatron_r1.telemetry.rollouts import pass_counts, write_pass_counts, write_rollouts
 from megatron_r1.types import FinishReason, Prompt, Reward, Rollout, RolloutGroup, ScoredGroup
 
 
-def make_group(prompt_id, texts):
+def make_group(prompt_id, texts, draw=0):
     prompt = Prompt(
         id=prompt_id,
-        draw=0,
+        draw=draw,
         question="2 + 2 =",
         text="User: 2 + 2 =",
         token_ids=(1, 2, 3),
@@ -80,3 +81,24 @@ def test_any_text_survives(tmp_path):
     path = write_rollouts(tmp_path, 1, [make_group("sum/1", texts)], limit=-1)
     assert [line["response"] for line in read_lines(path)] == texts
     assert "中文" in path.read_text(encoding="utf-8")
+
+
+def test_pass_counts_are_those_of_every_group_and_a_phase_that_is_made_again_is_one(tmp_path):
+    """Two replicas' shares; the third group is of a prompt that no rule grades."""
+    right, wrong = make_group("a", ["4"] * 3, draw=2), make_group("b", ["4", "5"], draw=1)
+    wrong = dataclasses.replace(
+        wrong, rewards=(wrong.rewards[0], Reward(total=0.0, parts={"accuracy": 0.0}, reasons={}))
+    )
+    ungraded = make_group("c", ["hello"], draw=3)
+    ungraded = dataclasses.replace(
+        ungraded, rewards=(Reward(total=0.0, parts={"helpful": 0.1}, reasons={}),)
+    )
+    shares = [pass_counts([right, ungraded]), pass_counts([wrong])]
+    for _ in range(2):
+        path = write_pass_counts(tmp_path, 7, shares)
+    assert path == tmp_path / "pass_counts" / "step_000007.jsonl"
+    assert read_lines(path) == [
+        {"prompt_id": "b", "samples": 2, "correct": 1},
+        {"prompt_id": "a", "samples": 3, "correct": 3},
+    ]
+    assert write_pass_counts(tmp_path, 8, [pass_counts([ungraded])]) is None

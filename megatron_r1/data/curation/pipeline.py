@@ -67,10 +67,12 @@ def curate(inputs: Sequence[Path], output: Path, config: CurationConfig) -> Cura
             name: stack.enter_context(replace_file(output.with_suffix(suffix)))
             for name, suffix in _SUFFIXES.items()
         }
+        # Other keys may hold half of a surrogate pair. The backslash form of it is valid JSON.
+        options = {"mode": "w", "encoding": "utf-8", "errors": "backslashreplace"}
         with (
-            drafts["kept"].open("w", encoding="utf-8") as kept,
-            drafts["dropped"].open("w", encoding="utf-8") as dropped,
-            drafts["rejected"].open("w", encoding="utf-8") as rejected,
+            drafts["kept"].open(**options) as kept,
+            drafts["dropped"].open(**options) as dropped,
+            drafts["rejected"].open(**options) as rejected,
         ):
             files = _Files(kept, dropped, rejected)
             num_lines = {
@@ -137,9 +139,13 @@ def _curate_file(
         clashing: files after which no line can be named.
     """
     num_lines = num_examples = 0
+    ids: dict[str, int] = {}
     for line in read_lines(path):
         num_lines += 1
         example, error = _example_or_error(line)
+        if example is not None and ids.setdefault(example.id, line.number) != line.number:
+            error = f"id {example.id!r} is that of line {ids[example.id]}, too"
+            example = None
         report.steps[0].count(line.where, error)
         if example is None:
             if config.bad_lines is BadLines.stop:
@@ -148,7 +154,8 @@ def _curate_file(
                     "stage.curation.bad_lines=set_aside (tools/curate.py --bad-lines set_aside)"
                 )
             text = line.text or json.dumps(line.record, ensure_ascii=False, default=str)
-            _write(files.rejected, file=str(path), line=line.number, error=error, text=text)
+            place = {"file": str(path), "line": line.number}
+            _write(files.rejected, {**place, "error": error, "text": text})
             continue
         num_examples += 1
         if example.id == line_id(path, line.number) and path in clashing:
@@ -161,12 +168,12 @@ def _curate_file(
             count.count(line.where, reason)
             if reason:
                 place = {"id": example.id, "file": str(path), "line": line.number}
-                _write(files.dropped, step=step.name, **place, reason=reason)
+                _write(files.dropped, {"step": step.name, **place, "reason": reason})
                 break
         else:
             report.kept += 1
             report.statistics.add(example)
-            _write(files.kept, **example.to_record())
+            _write(files.kept, example.to_record())
     if not num_lines:
         raise DataError(f"{path} is empty")
     if not num_examples:
@@ -183,5 +190,5 @@ def _example_or_error(line: Line) -> tuple[Example | None, str]:
         return None, str(error)
 
 
-def _write(output: IO[str], **record: Any) -> None:
+def _write(output: IO[str], record: dict[str, Any]) -> None:
     output.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")

@@ -127,11 +127,30 @@ def _cases(encoded: str) -> list[dict[str, str]]:
         try:
             packed = zlib.decompress(base64.b64decode(encoded, validate=True))
             encoded = _TextUnpickler(io.BytesIO(packed)).load()
-        except (binascii.Error, zlib.error, pickle.UnpicklingError) as error:
+        except _UNREADABLE as error:
             raise ValueError(
-                f"no livecodebench record: its tests cannot be read: {error}"
+                f"no livecodebench record: its tests cannot be read: {error or 'cut short'}"
             ) from None
+        if not isinstance(encoded, str):
+            kind = type(encoded).__name__
+            raise ValueError(f"no livecodebench record: its tests cannot be read: a pickled {kind}")
     return json.loads(encoded)
+
+
+_UNREADABLE = (
+    binascii.Error,
+    zlib.error,
+    pickle.UnpicklingError,
+    # What else a pickle of other bytes ends in.
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    TypeError,
+    ValueError,
+)
 
 
 class _TextUnpickler(pickle.Unpickler):

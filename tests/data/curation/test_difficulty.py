@@ -31,6 +31,32 @@ def test_counts(rollouts):
     assert count_rollouts([rollouts, rollouts])["p1"] == (2, 32)
 
 
+def test_pass_counts_of_all_groups_stand_for_the_few_whose_texts_were_written(tmp_path):
+    """However the files are named: the texts, the counts or both."""
+    texts, counts = (tmp_path / f / "step_000001.jsonl" for f in ("rollouts", "pass_counts"))
+    alone = tmp_path / "rollouts" / "step_000003.jsonl"
+    for path in (texts, counts):
+        path.parent.mkdir()
+    for path in (texts, alone):
+        path.write_text('{"prompt_id": "p", "parts": {"accuracy": 1.0}}\n')
+    records = [("p", 16, 15), ("q", 16, 4), ("q", 16, 3)]
+    counts.write_text(
+        "\n".join(json.dumps({"prompt_id": p, "samples": s, "correct": c}) for p, s, c in records)
+    )
+    expected = {"p": (15, 16), "q": (7, 32)}
+    for named in ([counts], [texts], [texts, counts]):
+        assert count_rollouts([str(path) for path in named]) == expected
+    assert count_rollouts([str(texts), str(alone)])["p"] == (16, 17)
+    for bad in (
+        {"samples": 2, "correct": 3},
+        {"samples": 0, "correct": 0},
+        {"samples": 2, "correct": True},
+    ):
+        counts.write_text(json.dumps({"prompt_id": "p", **bad}))
+        with pytest.raises(DataError, match=r"pass_counts/step_000001\.jsonl:1: not a rollout"):
+            count_rollouts([str(counts)])
+
+
 def test_groups_of_equal_rewards_go(rollouts):
     step = Difficulty(DifficultyConfig(rollouts=[rollouts]))
     reasons = {name: step.check(example("q", id=name))[1] for name in ("p0", "p1", "p15", "p16")}

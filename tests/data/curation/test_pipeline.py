@@ -111,6 +111,30 @@ def test_table_and_manifest_say_the_same(files):
     assert manifest["config"]["bad_lines"] == "set_aside"
 
 
+def test_keys_of_any_name_and_half_a_character_travel_along(tmp_path):
+    """`output` is Alpaca's; half of a surrogate pair is no text that is learned."""
+    raw, out = tmp_path / "raw.jsonl", tmp_path / "out.jsonl"
+    keys = {"output": "two", "file": 3, "note": "\ud800"}
+    lines = [line("What is 1 + 1?", **keys), line("\ud800", **keys), line("What is 1 + 1?", **keys)]
+    raw.write_text("\n".join(lines))
+    curate([raw], out, CurationConfig(bad_lines=BadLines.set_aside))
+    (kept,) = read(out)
+    assert {key: kept[key] for key in keys} == keys
+    assert [r["line"] for r in read(out.with_suffix(".rejected.jsonl"))] == [2]
+    assert [d["line"] for d in read(out.with_suffix(".dropped.jsonl"))] == [3]
+
+
+def test_a_second_example_of_one_id_is_a_bad_line(tmp_path):
+    """Its pass rate would be that of both."""
+    raw, out = tmp_path / "raw.jsonl", tmp_path / "out.jsonl"
+    raw.write_text("\n".join([line("one?", id="a"), line("two?", id="b"), line("three?", id="a")]))
+    with pytest.raises(DataError, match=r"raw\.jsonl:3: id 'a' is that of line 1, too"):
+        curate([raw], out, CurationConfig())
+    report = curate([raw], out, CurationConfig(bad_lines=BadLines.set_aside))
+    assert (report.kept, report.steps[0].dropped) == (2, 1)
+    assert [r["line"] for r in read(out.with_suffix(".rejected.jsonl"))] == [3]
+
+
 def test_the_same_inputs_give_the_same_bytes(files, tmp_path):
     outputs = [tmp_path / "one/t.jsonl", tmp_path / "two/t.jsonl"]
     for output in outputs:
@@ -171,10 +195,12 @@ def test_the_command(files):
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert (refused.returncode, files["out"].exists()) == (2, False)
     assert refused.stderr.startswith(f"DataError: {files['raw']}:2: not JSON")
-    command += ["--bad-lines", "set_aside", "--against", str(files["eval"])]
+    command += ["--bad-lines", "set_aside", "--against", str(files["eval"]), "--signs"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(f"{files['out']}: 2 examples\n")
+    manifest = json.loads(files["out"].with_suffix(".manifest.json").read_text())
+    assert manifest["config"]["decontamination"]["signs"] is True
 
 
 def test_lines_without_an_id_are_called_the_same_in_curation_and_in_training(tmp_path):
