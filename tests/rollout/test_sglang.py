@@ -154,6 +154,7 @@ def test_a_port_that_is_taken_ends_the_run_with_one_message(tmp_path):
         port = other.getsockname()[1]
         message = refused(
             "stage=r1_zero",
+            f"model.init_from={tmp_path}",
             "rollout=sglang",
             f"rollout.port={port}",
             f"run.root={tmp_path}",
