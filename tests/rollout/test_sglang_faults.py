@@ -235,6 +235,7 @@ def test_a_server_of_another_model_is_refused(deepseek, tmp_path):
     [url] = deepseek.session.servers.urls
     overrides = ["stage=r1_zero", "rollout=sglang", f"rollout.urls=[{url}]", f"run.root={tmp_path}"]
     overrides += ["rollout.max_response_tokens=16", "data.max_prompt_tokens=64"]
+    overrides += [f"model.init_from={tmp_path}"]
     message = refused(*overrides, "model=tiny_dense")
     assert "EngineError" in message and f"the server at {url} serves another model" in message
     assert "DeepseekV3ForCausalLM" in message and "Qwen2ForCausalLM" in message
