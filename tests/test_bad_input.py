@@ -214,6 +214,7 @@ def test_a_checkpoint_is_evaluated_once_and_wrong_suites_are_named(base, tmp_pat
     assert "| heldout | pass@1" in again.stdout and path.stat().st_mtime_ns == written
     (tmp_path / "aime.jsonl").write_text('{"prompt": "?"}\n')
     wrong = ["evaluation=r1", f"evaluation.suites.aime.path={tmp_path}/aime.jsonl"]
+    wrong += ["evaluation.max_prompt_tokens=64"]
     refusal = train(*overrides, *wrong, program="megatron_r1.evaluate")
     assert refusal.returncode == 2 and "Traceback" not in refusal.stderr
     assert "aime.jsonl:1: no aime record: it lacks answer or Answer" in refusal.stderr

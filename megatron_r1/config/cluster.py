@@ -37,9 +37,10 @@ class ClusterConfig:
     """This machine, under torchrun or alone."""
 
     name: str = "local"
-    timeout_minutes: float = 120.0
+    timeout_minutes: float = 230.0
     """A collective that waits longer than this ends the job. Ranks wait in one while others have to
-    do with rollout servers: it exceeds the limits of `rollout` for that."""
+    do with rollout servers: it exceeds the limits of `rollout` for that, the longest of which is
+    `rollout.give_up_s` of R1-Zero's longer responses, 2 x 6,600 s."""
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     min_free_disk_gib: float = 1.0
     """Where the run directory is; less does not pass the check of the nodes before training."""

@@ -280,7 +280,7 @@ def test_ranks_wait_longer_than_servers_are_waited_for():
 
 
 def test_ranks_wait_as_long_for_longer_responses():
-    """2 x 6,600 s are 220 minutes, which R1-Zero's own limit allows."""
+    """2 x 6,600 s are 220 minutes, which the limit of a collective allows."""
     run = ["stage=r1_zero", "model=qwen2.5_7b", "data=jsonl", "data.path=x", "rollout=sglang"]
     run += ["parallel.max_tokens_per_microbatch=66560", "model.init_from=base"]
     load_config(run).validate(2)
