@@ -29,7 +29,7 @@ from megatron_r1.weights.bucket_stream import BucketStream, RankTimes, senders_o
 from megatron_r1.weights.buckets import plain_buffer
 from megatron_r1.weights.engine_group import EngineGroup
 from megatron_r1.weights.engine_layout import EngineLayout
-from megatron_r1.weights.engine_memory import EngineMemory, shared_buffer
+from megatron_r1.weights.engine_memory import EngineMemory, ShownNames, shared_buffer
 from megatron_r1.weights.engine_requests import Engine, find_engine
 from megatron_r1.weights.gather import Gatherer, Parameters
 from megatron_r1.weights.plan import BUCKET_BYTES, plan_weights
@@ -90,6 +90,7 @@ class BucketTransport:
         self._name = broadcast_object(uuid.uuid4().hex[:8], world)
         self._numbers = itertools.count()
         self._through_memory = through_memory
+        self._shown = ShownNames()
         self._group: EngineGroup | EngineMemory | None = None
         self._engines: list[Engine] = []
 
@@ -126,6 +127,7 @@ class BucketTransport:
         number = next(self._numbers)
         deadline_s = time.monotonic() + self._timeout_s
         times_s = {"publish/plan_s": self._plan_s}
+        self._shown.begin()
         try:
             with _timed(times_s, "publish/begin_s"):
                 self._alike(lambda: self._on_engines(_begin), only=0)
@@ -136,6 +138,7 @@ class BucketTransport:
         except SendError:
             self._leave(broken=True)
             raise
+        self._shown.end()
         self._plan_s = 0.0
         wire_s = sum(part.wire_s for part in parts)  # one sender at a time
         num_bytes = sum(bucket.num_bytes for bucket in self.plan.buckets)
@@ -164,7 +167,7 @@ class BucketTransport:
     def _make_group(self, engines: Sequence[Engine], suffix: str) -> None:
         name = f"weights_{self._name}_{suffix}"
         if self._through_memory:
-            self._group = EngineMemory(name, engines)
+            self._group = EngineMemory(name, engines, self._shown)
             return
         self._group = EngineGroup(
             name,

@@ -20,7 +20,6 @@ from torch.multiprocessing.reductions import rebuild_storage_filename, rebuild_t
 
 from megatron_r1.weights.buckets import Message
 from megatron_r1.weights.engine_requests import Engine, EngineRequests, collect
-from megatron_r1.weights.transport import SendError
 
 
 def shared_buffer(num_bytes: int, device: torch.device) -> Tensor:
@@ -31,11 +30,42 @@ def shared_buffer(num_bytes: int, device: torch.device) -> Tensor:
     return torch.empty(0, dtype=torch.uint8).set_(storage)
 
 
+class ShownNames:
+    """Of memory that engines were shown, and may not have let go of.
+
+    An engine that is shown a bucket counts as its user, and the last user takes its name away. One
+    that dies never does, and the bucket would stay in memory until the trainer ends. To take the
+    name away under a user's feet ends that user, so it waits until all engines have what was sent
+    later.
+    """
+
+    def __init__(self) -> None:
+        self._now: list[str] = []
+        self._earlier: list[str] = []
+
+    def add(self, flat: Tensor) -> None:
+        if flat.device.type == "cpu":
+            _, name, _ = flat.untyped_storage()._share_filename_cpu_()
+            self._now.append(name.decode().lstrip("/"))
+
+    def begin(self) -> None:
+        """A publish, or another attempt at one."""
+        self._earlier += self._now
+        self._now = []
+
+    def end(self) -> None:
+        """All engines have taken it."""
+        for name in self._earlier:
+            Path("/dev/shm", name).unlink(missing_ok=True)
+        self._earlier = []
+
+
 class EngineMemory:
     """A sender's connection with engines on its own machine."""
 
-    def __init__(self, name: str, engines: Sequence[Engine]) -> None:
+    def __init__(self, name: str, engines: Sequence[Engine], shown: ShownNames) -> None:
         self._engines = engines
+        self._shown = shown
         self._requests = EngineRequests(engines, name)
 
     def send(
@@ -48,6 +78,7 @@ class EngineMemory:
         Raises:
             SendError: an engine did not take it.
         """
+        self._shown.add(flat)
         bodies = {
             engine: {
                 "serialized_named_tensors": [
@@ -61,11 +92,7 @@ class EngineMemory:
             for engine in self._engines
         }
         answers = self._requests.ask("/update_weights_from_tensor", bodies, deadline_s)
-        try:
-            collect(answers, what, deadline_s)
-        except SendError:
-            _unlink(flat)
-            raise
+        collect(answers, what, deadline_s)
 
     def leave(self, *, broken: bool = False) -> None:
         """Nothing is left in the engines."""
@@ -90,14 +117,6 @@ def _pickled(message: Message, flat: Tensor) -> bytes:
     file = io.BytesIO()
     ForkingPickler(file).dump({"flattened_tensor": shown, "metadata": entries})
     return file.getvalue()
-
-
-def _unlink(flat: Tensor) -> None:
-    """Take away the memory's name, which torch keeps for engines that were shown it: one that died
-    before it mapped the memory never lets go, and a bucket would stay until this process ends."""
-    if flat.device.type == "cpu":
-        _, name, _ = flat.untyped_storage()._share_filename_cpu_()
-        Path("/dev/shm", name.decode().lstrip("/")).unlink(missing_ok=True)
 
 
 class _Shown:

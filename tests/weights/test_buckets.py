@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +17,7 @@ from megatron_r1.config.parallel import ParallelConfig
 from megatron_r1.weights.boxes import shape_of
 from megatron_r1.weights.buckets import Entry, Message, OpenBucket, give, messages
 from megatron_r1.weights.engine_layout import EngineLayout
-from megatron_r1.weights.engine_memory import EngineMemory, shared_buffer
+from megatron_r1.weights.engine_memory import EngineMemory, ShownNames, shared_buffer
 from megatron_r1.weights.engine_requests import Engine
 from megatron_r1.weights.names import Form, name_table
 from megatron_r1.weights.plan import Quantizer, plan_weights
@@ -105,12 +106,20 @@ def test_messages_hold_each_byte_of_a_bucket_once():
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs POSIX shared memory")
 def test_no_memory_is_left_for_an_engine_that_is_gone():
     gone = Engine("http://127.0.0.1:9", num_ranks=2, start="")  # nobody listens on "discard"
-    memory = EngineMemory("weights", [gone])
+    shown = ShownNames()
+    memory = EngineMemory("weights", [gone], shown)
     flat = shared_buffer(64, torch.device("cpu"))
     message = Message(None, (Entry("bias", torch.float32, ((0, 16),), 0),))
+    shown.begin()
     with pytest.raises(SendError, match="bucket 1"):
         memory.send("bucket 1", message, flat, label="1", deadline_s=time.monotonic() + 5)
     memory.leave()
-    flat.fill_(1)  # still this process's own
     del flat
-    assert not list(Path("/dev/shm").glob(f"torch_{os.getpid()}_*"))
+    found = partial(Path("/dev/shm").glob, f"torch_{os.getpid()}_*")
+    assert len(list(found())) == 1  # both ranks of the engine count as its users
+    shown.begin()
+    shown.add(taken := shared_buffer(64, torch.device("cpu")))
+    shown.end()
+    assert len(list(found())) == 1  # of the attempt that succeeded, which an engine may still read
+    del taken
+    assert not list(found())
