@@ -122,12 +122,13 @@ class BucketTransport:
         Raises:
             SendError: names engine and bucket.
         """
-        if not urls:
+        self._shown.begin()
+        if not urls:  # all of them have just read files
+            self._shown.end()
             return {}
         number = next(self._numbers)
         deadline_s = time.monotonic() + self._timeout_s
         times_s = {"publish/plan_s": self._plan_s}
-        self._shown.begin()
         try:
             with _timed(times_s, "publish/begin_s"):
                 self._alike(lambda: self._on_engines(_begin), only=0)
