@@ -118,7 +118,8 @@ class BucketStream:
             if self._failure is None:
                 self._send(turn, opened)
         except SendError as error:
-            self._failure = self._failure or error
+            # Another object: this one's traceback would keep the bucket.
+            self._failure = self._failure or SendError(str(error), error.urls)
         except BaseException as error:
             self._failure = SendError(f"a bug on rank {self._gatherer.rank}: {error!r}")
             raise

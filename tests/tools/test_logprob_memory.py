@@ -6,6 +6,7 @@ import importlib
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,8 @@ def test_a_step_of_32768_tokens_needs_a_twentieth_of_the_memory(bench, monkeypat
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="not Linux")
 def test_a_process_needs_what_is_counted(bench):
-    """128 MiB of logits for real, each way in a process of its own; chunks of them of 1 MiB."""
+    """128 MiB of logits for real, each way in processes of its own; chunks of them of 1 MiB. The
+    least of three counts: now and then a process is given some 10 MiB more, by nothing of ours."""
     sizes = "4096, 64, 16384, torch.bfloat16, 2**20"
     paths = [ROOT, ROOT / "kernels", ROOT / "tools/bench"]
     environment = {**os.environ, "R1_KERNELS": "reference", "OMP_NUM_THREADS": "1"}
@@ -42,8 +44,8 @@ def test_a_process_needs_what_is_counted(bench):
     for way in ("plain", "fused"):
         code = f"import torch, logprob_memory as b; print(b.measured_bytes({way!r}, {sizes}))"
         command = [sys.executable, "-c", code]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        found[way] = int(done.stdout)
+        run = partial(subprocess.run, command, env=environment, capture_output=True, check=True)
+        found[way] = min(int(run().stdout) for _ in range(3))
         counted = bench.counted_bytes(way, 4096, 64, 16384, torch.bfloat16, 2**20)
         # A process rounds up and keeps some of what it frees: some MiB, which the fused way shows.
         assert counted / 1.25 < found[way] < 1.25 * counted + 2**23, (way, counted, found)
