@@ -14,6 +14,8 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 T = TypeVar("T")
 
+_QUICK_S = 2.0
+
 _OPENER = build_opener(ProxyHandler({}))  # servers are in the cluster, never behind a proxy
 
 
@@ -107,10 +109,22 @@ def side_by_side(urls: Iterable[str], action: Callable[[str], T]) -> list[T]:
     return [answer.result() for answer in answers]
 
 
-def is_healthy(url: str, *, timeout_s: float) -> bool:
-    """Whether the whole server works, busy or not: it answers when any part of its model's work is
-    done, after a second at least."""
-    return _succeeds(url, "/health", None, timeout_s)
+def works(url: str, *, timeout_s: float) -> bool:
+    """Whether the whole server samples, for this question or for others.
+
+    SGLang's `/health` would say so too, but it draws greedily: in a batch with one of these, seeds
+    of requests draw other tokens (its sampler sorts a batch as soon as a request in it has a top-k,
+    and draws places in place of tokens).
+    """
+    if samples_at_once(url, timeout_s=min(_QUICK_S, timeout_s)):
+        return True
+    try:
+        loads = call(url, "/v1/loads?include=core", timeout_s=timeout_s).get("loads", [])
+    except (NoAnswerError, RefusedError):
+        return False
+    if any(load["num_running_reqs"] for load in loads):
+        return True
+    return samples_at_once(url, timeout_s=timeout_s)
 
 
 def samples_at_once(url: str, *, timeout_s: float) -> bool:

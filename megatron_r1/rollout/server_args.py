@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import socket
 import sys
 from pathlib import Path
@@ -64,8 +63,8 @@ def server_environment(config: SglangConfig, *, on_cuda: bool) -> dict[str, str]
     """Variables of a server beside those of this process."""
     # Under torchrun a server would look for its store at the launcher's, and wait for ever.
     own = {"HF_HUB_OFFLINE": "1", "TORCHELASTIC_USE_AGENT_STORE": "False"}
-    # SGLang would end a health check after 20 s, before we do.
-    own["SGLANG_HEALTH_CHECK_TIMEOUT"] = str(math.ceil(config.health_timeout_s))
+    if config.keyed_sampling:  # then nobody's look at /health may draw a token, see `works`
+        own["SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"] = "false"
     return own if on_cuda else own | sglang_cpu.environment(config.tensor)
 
 

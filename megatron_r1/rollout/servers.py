@@ -21,10 +21,9 @@ from megatron_r1.rollout.attached import wait_for_attached
 from megatron_r1.rollout.server_api import (
     ServerError,
     call,
-    is_healthy,
     obeys,
-    samples_at_once,
     side_by_side,
+    works,
 )
 from megatron_r1.rollout.server_args import (
     check_can_serve,
@@ -38,7 +37,6 @@ from megatron_r1.telemetry.progress import Progress
 
 _POLL_S = 0.2
 _PORT_TRIES = 3
-_QUICK_S = 2.0
 _ANSWER_S = 30.0
 _RESUME_TRIES, _RESUME_PAUSE_S = 3, 1.0
 
@@ -219,8 +217,7 @@ class Servers:
         url, timeout_s = self._url(server), self._config.health_timeout_s
         if self._are_paused:
             return obeys(url, timeout_s=timeout_s)
-        quick_s = min(_QUICK_S, timeout_s)
-        if samples_at_once(url, timeout_s=quick_s) or is_healthy(url, timeout_s=timeout_s):
+        if works(url, timeout_s=timeout_s):
             return True
         # Paused meanwhile, it samples nothing for anyone.
         return self._are_paused and obeys(url, timeout_s=timeout_s)
@@ -298,7 +295,7 @@ class Servers:
 
     def _comes_up(self, server: _Local, progress: Progress, done: int) -> bool:
         """Wait until the server answers as it should. False where it ends before."""
-        while not is_healthy(self._url(server), timeout_s=_ANSWER_S):
+        while not works(self._url(server), timeout_s=_ANSWER_S):
             progress.update(done)
             if self._closing.is_set():
                 raise EngineError("the run ended while a rollout server was started")

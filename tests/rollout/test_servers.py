@@ -15,7 +15,7 @@ import pytest
 from megatron_r1.config.load import load_config
 from megatron_r1.config.rollout import SglangConfig
 from megatron_r1.errors import ConfigError, EngineError
-from megatron_r1.rollout.server_args import choose_port, server_command, server_environment
+from megatron_r1.rollout.server_args import choose_port, server_command
 from megatron_r1.rollout.server_check import check_server
 from megatron_r1.rollout.server_process import ServerProcess
 from megatron_r1.weights.hf_config import hf_config
@@ -64,11 +64,6 @@ def test_a_servers_layout_is_its_arguments():
     assert found["mem-fraction"] == "0.5"
     assert "device" not in found and "attention-backend" not in found  # SGLang's own choice
     assert arguments(config, on_cuda=False)["device"] == "cpu"
-
-
-def test_a_server_asks_after_its_own_health_as_long_as_it_is_asked():
-    environment = server_environment(SglangConfig(health_timeout_s=44.5), on_cuda=True)
-    assert environment["SGLANG_HEALTH_CHECK_TIMEOUT"] == "45"
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import socket
+import threading
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from megatron_r1.config.algo import GrpoConfig
-from megatron_r1.rollout.server_api import checksums
+from megatron_r1.rollout.server_api import call, checksums, works
 from megatron_r1.trainers.forward_passes import row_logprobs
 from megatron_r1.trainers.minibatches import train_rows
 from megatron_r1.types import FinishReason, Reward, RolloutGroup, ScoredGroup, TrainBatch
@@ -66,6 +68,32 @@ def test_a_response_asked_for_again_is_the_same(served):
     for key, rollout in alone.items():
         assert together[key].token_ids == rollout.token_ids
     assert len({rollout.token_ids for rollout in together.values()}) == 16
+
+
+def test_whoever_looks_after_a_server_changes_no_response(served):
+    """SGLang's own check of its health draws greedily, and would have all that are drawn in the
+    same batch drawn from sorted tokens: others, with the same seed."""
+    asked, [url] = prompts(2), served.session.servers.urls
+    alone = served.generate(asked, version=served.version, max_response_tokens=4)
+    over = threading.Event()
+
+    def keep(look: Callable[..., object], *arguments: object) -> None:
+        while not over.is_set():
+            look(url, *arguments, timeout_s=60)
+
+    looks = [threading.Thread(target=keep, args=(works,)) for _ in range(2)]
+    looks += [threading.Thread(target=keep, args=(call, "/health")) for _ in range(8)]
+    for thread in looks:
+        thread.start()
+    watched = [
+        served.generate(asked, version=served.version, max_response_tokens=4) for _ in range(30)
+    ]
+    over.set()
+    for thread in looks:
+        thread.join()
+    assert all(
+        rollouts[key].token_ids == alone[key].token_ids for rollouts in watched for key in alone
+    )
 
 
 def test_the_stop_token_ends_a_response_and_belongs_to_it(served, tokenizer):

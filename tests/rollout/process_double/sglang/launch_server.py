@@ -34,7 +34,11 @@ RESPONSE = {
         "weight_versions": [{"version": args.weight_version, "start": 0, "end": 1}],
     },
 }
-INFO = {"architectures": [args.architecture], "weight_version": args.weight_version}
+INFO = {
+    "architectures": [args.architecture],
+    "weight_version": args.weight_version,
+    "loads": [{"num_running_reqs": 1}],
+}
 
 
 class Handler(BaseHTTPRequestHandler):
