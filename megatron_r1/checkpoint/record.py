@@ -225,11 +225,16 @@ def write_record(
 
 
 def forget_origin(directory: Path) -> None:
-    """Take out of torch's index of each part where and when it was written, a path and a random
-    number: the same state is then the same bytes, and a hash knows a model that was made again."""
+    """Take out of torch's index of each part where and when it was written: a path, a random
+    number, and which of its writers ended first. The same state is then the same bytes, and a hash
+    knows a model that was made again."""
     for file in directory.glob("*/.metadata"):
         index = pickle.loads(file.read_bytes())
         index.storage_meta = None
+        places = sorted(
+            index.storage_data.items(), key=lambda item: (item[1].relative_path, item[1].offset)
+        )
+        index.storage_data = dict(places)
         file.write_bytes(pickle.dumps(index))
 
 
