@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from megatron_r1.weights.buckets import OpenBucket
 from megatron_r1.weights.engine_group import EngineGroup
@@ -45,12 +47,14 @@ class BucketStream:
         label: str,
         deadline_s: float,
         silence_s: float,
+        let_go: Callable[[Tensor], None] | None = None,
     ) -> None:
         """
         Args:
             group: this rank's, where it is a sender.
             deadline_s: of `time.monotonic`, for all buckets.
             silence_s: for one.
+            let_go: is given the buffer of each bucket that was sent, on the wire's thread.
         """
         self._buckets = plan.in_turns()
         self._bucket_bytes = plan.bucket_bytes
@@ -60,6 +64,7 @@ class BucketStream:
         self._label = label
         self._deadline_s = deadline_s
         self._silence_s = silence_s
+        self._let_go = let_go
         self._failure: SendError | None = None
         self._times = RankTimes()
 
@@ -141,6 +146,8 @@ class BucketStream:
             deadline_s=min(self._deadline_s, started_s + self._silence_s),
         )
         self._times.wire_s += time.monotonic() - started_s
+        if self._let_go is not None:
+            self._let_go(flat)
 
 
 def senders_of(buckets: Sequence[Bucket]) -> list[int]:

@@ -26,7 +26,7 @@ from megatron_r1.parallel.layout import Axis
 from megatron_r1.rollout.server_api import RefusedError, ServerError, call
 from megatron_r1.rollout.servers import Weights
 from megatron_r1.weights.bucket_stream import BucketStream, RankTimes, senders_of
-from megatron_r1.weights.buckets import plain_buffer
+from megatron_r1.weights.buckets import ReusedBuffers
 from megatron_r1.weights.engine_group import EngineGroup
 from megatron_r1.weights.engine_layout import EngineLayout
 from megatron_r1.weights.engine_memory import EngineMemory, ShownNames, shared_buffer
@@ -183,19 +183,21 @@ class BucketTransport:
         self._group, self._engines = None, []
 
     def _stream(self, label: str, number: int, deadline_s: float) -> list[RankTimes]:
+        reused = ReusedBuffers(self.plan.slot_bytes(self._world.rank))
         stream = BucketStream(
             self.plan,
             Gatherer(
                 self.plan,
                 _parameters(self._policy),
                 self._world,
-                shared_buffer if self._through_memory else plain_buffer,
+                shared_buffer if self._through_memory else reused.take,
             ),
             self._group,
             Turns(self._store, f"{self._name}/{number}"),
             label=label,
             deadline_s=deadline_s,
             silence_s=self._silence_s,
+            let_go=None if self._through_memory else reused.give_back,
         )
         return self._alike(stream.run)
 

@@ -35,6 +35,33 @@ def plain_buffer(num_bytes: int, device: torch.device) -> Tensor:
     return torch.empty(num_bytes, dtype=torch.uint8, device=device)
 
 
+class ReusedBuffers:
+    """Memory of buckets that were sent, for those that come after.
+
+    A thread of the collective may keep a buffer a moment longer than the broadcast takes; buckets
+    in memory of their own would then be three at a time.
+    """
+
+    def __init__(self, num_bytes: int) -> None:
+        """Of each; a larger one is made when it is needed, and the others are let go of before."""
+        self._num_bytes = num_bytes
+        self._free: list[Tensor] = []
+
+    def take(self, num_bytes: int, device: torch.device) -> Tensor:
+        """A `NewBuffer`."""
+        if num_bytes > self._num_bytes:
+            self._free.clear()
+            return plain_buffer(num_bytes, device)
+        whole = self._free.pop() if self._free else plain_buffer(self._num_bytes, device)
+        return whole[:num_bytes]
+
+    def give_back(self, flat: Tensor) -> None:
+        """What `take` returned, when nobody reads it any more."""
+        storage = flat.untyped_storage()
+        if storage.nbytes() == self._num_bytes:
+            self._free.append(torch.empty(0, dtype=torch.uint8, device=flat.device).set_(storage))
+
+
 @dataclass(frozen=True)
 class Entry:
     """One tensor of a flat buffer: a box of a Hugging Face tensor, or of its scales."""
@@ -97,9 +124,9 @@ def give(
     them; a view of the shard where it can be."""
     shard_number = holding.shard_of(piece.rank)
     boxes = [slices(holding.split, shape)[shard_number] for shape in transfer.mapping.shapes]
-    parts = shard_to_hf(transfer.mapping, shard, [shape_of(box) for box in boxes], model)
-    number = transfer.number
-    values = parts[number][within(piece.box, boxes[number])]
+    number, shapes = transfer.number, [shape_of(box) for box in boxes]
+    part = shard_to_hf(transfer.mapping, number, shard, shapes, model)
+    values = part[within(piece.box, boxes[number])]
     return sent_as(transfer, values, quantized=transfer.quantizer is Quantizer.holders)
 
 

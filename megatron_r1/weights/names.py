@@ -137,28 +137,31 @@ def to_hf(mapping: NameMapping, tensor: Tensor, config: ModelConfig) -> tuple[Te
     if mapping.form is Form.vocab:
         tensor = tensor[: config.vocab_size]
     _check_shape(mapping.megatron, tensor, mapping.megatron_shape)
-    return shard_to_hf(mapping, tensor, mapping.shapes, config)
+    shapes, numbers = mapping.shapes, range(len(mapping.hf))
+    return tuple(shard_to_hf(mapping, number, tensor, shapes, config) for number in numbers)
 
 
 def shard_to_hf(
-    mapping: NameMapping, shard: Tensor, shapes: Sequence[Shape], config: ModelConfig
-) -> tuple[Tensor, ...]:
-    """The part of each Hugging Face tensor that a rank's shard of the parameter holds.
+    mapping: NameMapping, number: int, shard: Tensor, shapes: Sequence[Shape], config: ModelConfig
+) -> Tensor:
+    """The part of a Hugging Face tensor that a rank's shard of the parameter holds: a view, or a
+    copy of queries, keys or values, which lie among each other.
 
     Megatron splits key groups, and gate and up each by themselves, so that it is a slice of it.
 
     Args:
-        shapes: of those parts.
+        number: of the tensor, among those of `mapping`.
+        shapes: of the parts of all of them.
     """
     if mapping.form is Form.rows:
-        return shard.split([shape[0] for shape in shapes])
+        return shard.split([shape[0] for shape in shapes])[number]
     if mapping.form is Form.qkv:
         assert isinstance(config, GroupedQueryConfig), mapping.megatron
         groups = shapes[1][0] // config.head_dim
         by_group = shard.unflatten(0, (groups, -1))
         parts = by_group.split([shape[0] // groups for shape in shapes], dim=1)
-        return tuple(part.flatten(0, 1) for part in parts)
-    return (shard[: shapes[0][0]],)
+        return parts[number].flatten(0, 1)
+    return shard[: shapes[0][0]]
 
 
 def _layer(config: ModelConfig, ours: str, theirs: str, *, sparse: bool) -> Iterator[NameMapping]:

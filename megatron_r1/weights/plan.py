@@ -123,6 +123,11 @@ class Plan:
     def transfers(self) -> Iterator[Transfer]:
         return chain.from_iterable(bucket.transfers for bucket in self.buckets)
 
+    def slot_bytes(self, rank: int) -> int:
+        """The largest bucket of a sender, but for those that go alone; 0 where there is none."""
+        sizes = (bucket.num_bytes for bucket in self.buckets if bucket.sender == rank)
+        return max((size for size in sizes if size <= self.bucket_bytes), default=0)
+
     def in_turns(self) -> list[Bucket]:
         """All buckets, each sender's first, then each one's second, and so on.
 

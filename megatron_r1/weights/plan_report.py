@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cache
-from itertools import pairwise
-from math import prod
 
 from megatron_r1.weights.boxes import Box, Shape, numel, slices, whole
 from megatron_r1.weights.engine_layout import Receive, cuts_blocks
@@ -107,40 +103,37 @@ def balance(of_ranks: Mapping[int, int]) -> Balance:
 def peak_extra_bytes(plan: Plan) -> dict[int, int]:
     """What a publish needs on each rank of the trainer beside the weights, at its fullest.
 
-    A sender fills a bucket while the one before it is on the wire; one that is larger than
-    `bucket_bytes` waits until the wire is free. Pieces of rows are received where they belong in
-    the bucket. Others, and what the sender quantises, pass through a buffer, and so does what a
-    giver has to copy to give it; at one time a rank does one of this, `bucket_bytes` at most.
+    A sender fills a bucket while the one before it is on the wire, in two buffers of the size of
+    its largest; a bucket that is larger than `bucket_bytes` waits until the wire is free, and goes
+    alone. Pieces of rows are received where they belong in the bucket; what passes through memory
+    of its own does so transfer by transfer. What a quantiser in plain PyTorch needs while it
+    computes is not counted; the kernel needs nothing.
     """
-    limit = plan.bucket_bytes
-    buckets: dict[int, list[int]] = defaultdict(list)
-    staged: dict[int, int] = defaultdict(int)
+    two = {rank: 2 * plan.slot_bytes(rank) for rank in range(plan.trainer.world_size)}
+    peak = dict(two)
     for bucket in plan.buckets:
-        buckets[bucket.sender].append(bucket.num_bytes)
+        peak[bucket.sender] = max(peak[bucket.sender], bucket.num_bytes)
         for transfer in bucket.transfers:
-            for rank, size in _staged(transfer):
-                staged[rank] = max(staged[rank], min(size, limit))
-    peak = {}
-    for rank in range(plan.trainer.world_size):
-        sizes = buckets[rank]
-        together = (a + b for a, b in pairwise(sizes) if max(a, b) <= limit)
-        peak[rank] = max([0, *sizes, *together]) + staged[rank]
+            for rank, size in _staged(plan, transfer):
+                buckets = two[rank]
+                if rank == bucket.sender and bucket.num_bytes > plan.bucket_bytes:
+                    buckets = bucket.num_bytes
+                peak[rank] = max(peak[rank], buckets + size)
     return peak
 
 
 def peak_bound(plan: Plan) -> int:
-    """Two buckets, and the largest of what is put together or goes together."""
-    largest = 0
+    """Two buckets, or one that goes alone, and the largest tensor that is put together, or taken
+    out of another; twice that, where it is made into codes."""
+    buckets, largest = 2 * plan.bucket_bytes, 0
     for bucket in plan.buckets:
-        if bucket.num_bytes > plan.bucket_bytes:
-            largest = max(largest, bucket.num_bytes)
+        buckets = max(buckets, bucket.num_bytes)
         for transfer in bucket.transfers:
+            size = max(_taken_out_bytes(plan, transfer, piece) for piece in transfer.pieces)
             if len(transfer.pieces) > 1:
-                largest = max(largest, num_bytes(transfer.box, transfer.dtype, quantized=False))
-            if transfer.mapping.form is Form.qkv:
-                sizes = (_rearranged_bytes(transfer, piece) for piece in transfer.pieces)
-                largest = max(largest, *sizes)
-    return 2 * plan.bucket_bytes + largest
+                size = num_bytes(transfer.box, transfer.dtype, quantized=False)
+            largest = max(largest, 2 * size if transfer.quantized else size)
+    return buckets + largest
 
 
 def describe(plan: Plan) -> str:
@@ -192,24 +185,27 @@ def _lacking(
     return tuple(box for _, box in shards if all(box in boxes for boxes in by_sender))
 
 
-def _staged(transfer: Transfer) -> Iterator[tuple[int, int]]:
-    """Ranks that need a buffer for a transfer, and how many bytes."""
+def _staged(plan: Plan, transfer: Transfer) -> Iterator[tuple[int, int]]:
+    """Ranks that need memory for a transfer beside the bucket, and how many bytes."""
     moved = [piece for piece in transfer.pieces if piece.rank != transfer.sender]
-    if moved and transfer.quantizer is Quantizer.sender:
-        yield transfer.sender, num_bytes(transfer.box, transfer.dtype, quantized=False)
-    for piece in moved:
-        if piece.box[1:] != transfer.box[1:]:  # columns, or columns of rows
-            yield transfer.sender, transfer.piece_bytes(piece)
-        if transfer.quantizer is Quantizer.holders:
-            yield piece.rank, transfer.piece_bytes(piece)
-    if transfer.mapping.form is Form.qkv:
-        for piece in transfer.pieces:
-            yield piece.rank, _rearranged_bytes(transfer, piece)
+    columns = (piece for piece in moved if piece.box[1:] != transfer.box[1:])
+    buffer = max(map(transfer.piece_bytes, columns), default=0)
+    if transfer.quantizer is Quantizer.sender:  # put together, then made into codes
+        whole_box = num_bytes(transfer.box, transfer.dtype, quantized=False)
+        yield transfer.sender, whole_box + max(buffer, transfer.num_bytes)
+    elif buffer:
+        yield transfer.sender, buffer
+    for piece in transfer.pieces:
+        codes = transfer.piece_bytes(piece) if transfer.quantizer is Quantizer.holders else 0
+        taken_out = _taken_out_bytes(plan, transfer, piece)
+        if codes or taken_out:
+            yield piece.rank, codes + taken_out
 
 
-def _rearranged_bytes(transfer: Transfer, piece: Piece) -> int:
-    """Of a shard with queries, keys and values by key group, which come apart as a copy."""
-    whole_rows = transfer.mapping.shapes[transfer.number][0]
-    (start, stop), *_ = piece.box
-    share = Fraction(stop - start, whole_rows)
-    return int(prod(transfer.mapping.megatron_shape) * share) * transfer.dtype.itemsize
+def _taken_out_bytes(plan: Plan, transfer: Transfer, piece: Piece) -> int:
+    """Of queries, keys or values, which are copied out of the shard in which they lie."""
+    if transfer.mapping.form is not Form.qkv:
+        return 0
+    holding = plan.trainer.holding(transfer.mapping)
+    parts = slices(holding.split, transfer.mapping.shapes[transfer.number])
+    return numel(parts[holding.shard_of(piece.rank)]) * transfer.dtype.itemsize

@@ -15,7 +15,7 @@ import torch
 from megatron_r1.config.load import load_config
 from megatron_r1.config.parallel import ParallelConfig
 from megatron_r1.weights.boxes import shape_of
-from megatron_r1.weights.buckets import Entry, Message, OpenBucket, give, messages
+from megatron_r1.weights.buckets import Entry, Message, OpenBucket, ReusedBuffers, give, messages
 from megatron_r1.weights.engine_layout import EngineLayout
 from megatron_r1.weights.engine_memory import EngineMemory, ShownNames, shared_buffer
 from megatron_r1.weights.engine_requests import Engine
@@ -88,6 +88,19 @@ def test_only_queries_keys_and_values_of_several_groups_are_copied(model, tensor
             # The model has two key groups, so that two ranks have one each.
             several_groups = transfer.mapping.form is Form.qkv and tensor_ranks == 1
             assert is_view != several_groups, transfer.name
+
+
+def test_buckets_follow_one_another_in_the_same_memory():
+    buffers, cpu = ReusedBuffers(64), torch.device("cpu")
+    first, second = buffers.take(48, cpu), buffers.take(64, cpu)
+    assert first.numel() == 48 and first.data_ptr() != second.data_ptr()
+    buffers.give_back(first)
+    again = buffers.take(64, cpu)
+    assert again.numel() == 64 and again.data_ptr() == first.data_ptr()
+    buffers.give_back(again)
+    alone = buffers.take(65, cpu)
+    buffers.give_back(alone)
+    assert alone.numel() == 65 and not buffers._free  # neither is kept beside it, nor after it
 
 
 def test_messages_hold_each_byte_of_a_bucket_once():

@@ -86,8 +86,9 @@ def fill_all(rank: int, group: dist.ProcessGroup, name: str, plan: Plan) -> None
         compare(opened, expected)
         if bucket.num_bytes > plan.bucket_bytes:
             opened = None
-    if not plan.engine.fp8:
-        assert live.peak <= peak_extra_bytes(plan)[rank] <= peak_bound(plan)
+    assert peak_extra_bytes(plan)[rank] <= peak_bound(plan)
+    if not plan.engine.fp8:  # the quantiser in plain PyTorch needs more while it computes
+        assert live.peak <= peak_extra_bytes(plan)[rank]
 
 
 def compare(opened: OpenBucket, expected: Mapping[str, torch.Tensor]) -> None:
