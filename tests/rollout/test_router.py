@@ -17,6 +17,7 @@ import pytest
 from megatron_r1.config.rollout import SglangConfig
 from megatron_r1.rollout.server_api import ServerError, call, checksums
 from megatron_r1.rollout.server_args import choose_port
+from megatron_r1.rollout.servers import pause_servers
 from tests.rollout.served import MAX_GAP, needs_sglang, prompts, serve, worst_gap
 
 pytestmark = [
@@ -77,6 +78,7 @@ def test_a_router_spreads_the_requests_and_weights_go_to_every_server(
             with serve(one_rank, tokenizer, tmp_path, "qwen2.5", *behind) as routed:
                 before = num_asked(servers.logs)
                 for version in (1, 2):
+                    pause_servers(servers.urls)  # so a run leaves them that is killed amid one
                     routed.publish_changed(version, seed=version)
                     held = [checksums(each, timeout_s=30) for each in servers.urls]
                     assert held[0] == held[1]

@@ -15,6 +15,7 @@ import pytest
 from megatron_r1.config.load import load_config
 from megatron_r1.config.rollout import SglangConfig
 from megatron_r1.errors import ConfigError, EngineError
+from megatron_r1.rollout.server_api import works
 from megatron_r1.rollout.server_args import choose_port, server_command
 from megatron_r1.rollout.server_check import check_server
 from megatron_r1.rollout.server_process import ServerProcess
@@ -64,6 +65,15 @@ def test_a_servers_layout_is_its_arguments():
     assert found["mem-fraction"] == "0.5"
     assert "device" not in found and "attention-backend" not in found  # SGLang's own choice
     assert arguments(config, on_cuda=False)["device"] == "cpu"
+
+
+@pytest.mark.parametrize(("num_running", "does"), [(1, True), (0, False)])
+def test_a_server_that_has_no_token_for_us_works_if_it_samples_for_others(num_running, does):
+    """Not one that takes orders and samples nothing: it is paused, or its queue is stuck."""
+    loads = {"loads": [{"num_running_reqs": 0}, {"num_running_reqs": num_running}]}
+    with http_server(lambda route, body: None if route == "/generate" else loads) as url:
+        assert works(url, timeout_s=0.2) is does
+    assert not works(url, timeout_s=0.2)
 
 
 @pytest.mark.parametrize(
