@@ -165,10 +165,7 @@ def test_a_server_ends_with_the_process_that_started_it(tmp_path):
     code = f"""
 import time
 from pathlib import Path
-from megatron_r1.rollout.server_check import check_server
 from megatron_r1.rollout.server_process import ServerProcess
-from megatron_r1.weights.hf_config import hf_config
-from tests.rollout.http_double import http_server
 server = ServerProcess({SLEEPER!r}, environment={{}}, log=Path({str(tmp_path / "log")!r}))
 while "here" not in server.output():
     time.sleep(0.02)
