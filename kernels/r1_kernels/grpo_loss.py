@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from r1_kernels.backend import Backend, takes_triton
@@ -25,7 +26,8 @@ def grpo_loss(
     stands in `reference.grpo_loss`.
 
     Args:
-        logprobs_T: nats; the only input that carries a gradient.
+        logprobs_T: nats; the only input that carries a gradient. All but the mask are float32, or
+            float64.
         logprobs_ref_T: None leaves the penalty out, whatever `kl_beta`.
         weights_T: the share of each token in the step's loss.
         mask_T: bool. What stands at other tokens is never read, and may be NaN.
@@ -34,7 +36,7 @@ def grpo_loss(
         The loss, and five sums over the tokens of the mask: tokens, clipped ones, ratios, k3 of
         KL(old || policy), k3 of KL(policy || reference). Float32, or float64 for float64.
     Raises:
-        ValueError: shapes differ, or a clip range is not positive.
+        ValueError: shapes or dtypes do not fit, or a clip range is not positive.
     """
     if eps_low <= 0 or eps_high <= 0:
         raise ValueError(f"eps_low and eps_high must be > 0, got {eps_low} and {eps_high}")
@@ -49,6 +51,10 @@ def grpo_loss(
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items() if tensor is not None}
     if logprobs_T.dim() != 1 or any(shape != shapes["logprobs_T"] for shape in shapes.values()):
         raise ValueError(f"expected vectors of one length, got {shapes}")
+    dtypes = {name: tensor.dtype for name, tensor in tensors.items() if tensor is not None}
+    numbers = {dtype for name, dtype in dtypes.items() if name != "mask_T"}
+    if mask_T.dtype is not torch.bool or numbers not in ({torch.float32}, {torch.float64}):
+        raise ValueError(f"mask_T is bool, the rest float32, or float64 all of it; got {dtypes}")
     implementation = reference.grpo_loss
     if takes_triton(backend, logprobs_T):
         from r1_kernels.triton.grpo_loss import grpo_loss as implementation

@@ -133,3 +133,21 @@ def test_mistakes_are_named():
     tensors[1] = tensors[1][:3]
     with pytest.raises(ValueError, match=r"'logprobs_old_T': \[3\]"):
         grpo_loss(*tensors, eps_low=0.2, eps_high=0.2)
+
+
+@pytest.mark.parametrize("backend", [Backend.reference, Backend.triton])
+def test_masks_of_numbers_and_narrow_numbers_are_refused(backend, device):
+    """A mask of 0 and 1 would be places to one backend and True to the other; bfloat16 counts no
+    further than 256."""
+    tensors = [x if x.dtype is torch.bool else x.float() for x in problem(4, device=device)]
+    settings = dict(eps_low=0.2, eps_high=0.2, backend=backend)
+    for mask_T in (tensors[-1].long(), tensors[-1].float()):
+        with pytest.raises(ValueError, match=rf"mask_T is bool.*'mask_T': {mask_T.dtype}"):
+            grpo_loss(*tensors[:-1], mask_T, **settings)
+    for place, dtype in ((0, torch.bfloat16), (2, torch.float64), (3, torch.float16)):
+        mixed = [x.to(dtype) if n == place else x for n, x in enumerate(tensors)]
+        with pytest.raises(ValueError, match=rf"float32, or float64 all.*{dtype}"):
+            grpo_loss(*mixed, **settings)
+    narrow = [x if x.dtype is torch.bool else x.bfloat16() for x in tensors]
+    with pytest.raises(ValueError, match="float32, or float64 all.*torch.bfloat16"):
+        grpo_loss(*narrow, **settings)
