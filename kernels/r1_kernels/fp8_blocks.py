@@ -66,11 +66,11 @@ def quantize(
         power_of_two: the smallest power of two that is no less (the UE8M0 scales of DeepSeek-V3.1
             and of Transformer Engine's block scaling), up to 2^119: numbers beyond 448 * 2^119 are
             cut to that, and come back finite. Codes use at least half of the range.
-        tile: rows and columns of a tile.
+        tile: TILE_OF_WEIGHTS or TILE_OF_ACTIVATIONS.
     Raises:
-        ValueError: not a matrix, or kept scales of another shape.
+        ValueError: not a matrix, another tile, or kept scales of another shape.
     """
-    shape = num_tiles(_matrix_shape(matrix_RC), tile)
+    shape = _shape_of_scales(matrix_RC, tile)
     if kept_rc is not None and tuple(kept_rc.shape) != shape:
         raise ValueError(
             f"kept scales of shape {list(kept_rc.shape)} for a matrix of {list(matrix_RC.shape)}, "
@@ -89,12 +89,14 @@ def dequantize(
     tile: tuple[int, int] = TILE_OF_WEIGHTS,
     backend: Backend = Backend.auto,
 ) -> Tensor:
-    """Codes times scales, multiplied in float32 and rounded once; [R, C] of `dtype`.
+    """Codes, in E4M3, times scales, multiplied in float32 and rounded once; [R, C] of `dtype`.
 
     Raises:
-        ValueError: not a matrix, or scales of another shape.
+        ValueError: not a matrix of such codes, another tile, or scales of another shape.
     """
-    shape = num_tiles(_matrix_shape(codes_RC), tile)
+    shape = _shape_of_scales(codes_RC, tile)
+    if codes_RC.dtype is not torch.float8_e4m3fn:
+        raise ValueError(f"codes must be torch.float8_e4m3fn, got {codes_RC.dtype}")
     if tuple(scales_rc.shape) != shape:
         raise ValueError(
             f"scales of shape {list(scales_rc.shape)} for codes of {list(codes_RC.shape)}, which "
@@ -108,10 +110,15 @@ def num_blocks(shape: tuple[int, ...]) -> tuple[int, int]:
     return num_tiles(shape, TILE_OF_WEIGHTS)
 
 
-def _matrix_shape(matrix_RC: Tensor) -> tuple[int, int]:
+def _shape_of_scales(matrix_RC: Tensor, tile: tuple[int, int]) -> tuple[int, int]:
     if matrix_RC.dim() != 2:
         raise ValueError(f"expected a matrix, got shape {list(matrix_RC.shape)}")
-    return matrix_RC.shape[0], matrix_RC.shape[1]
+    if tile not in (TILE_OF_ACTIVATIONS, TILE_OF_WEIGHTS):
+        raise ValueError(
+            f"tile must be {TILE_OF_ACTIVATIONS} or {TILE_OF_WEIGHTS}, got {tile}: no others are "
+            "compiled"
+        )
+    return num_tiles(matrix_RC.shape, tile)
 
 
 def _implementation(backend: Backend, tensor: Tensor) -> ModuleType:

@@ -43,8 +43,10 @@ def place(experts_TK: Tensor, num_experts: int, *, multiple: int = 128) -> Place
         multiple: each expert's rows are filled up to a multiple of it; an expert without tokens has
             none. 1 pads nothing.
     Raises:
-        ValueError: an expert out of range, or `multiple` < 1.
+        ValueError: experts of another dtype or out of range, or `multiple` < 1.
     """
+    if experts_TK.dtype is not torch.int64:
+        raise ValueError(f"experts must be int64, got {experts_TK.dtype}")
     if multiple < 1:
         raise ValueError(f"multiple must be >= 1, got {multiple}")
     experts_C = experts_TK.flatten()

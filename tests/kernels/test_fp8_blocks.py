@@ -293,3 +293,17 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match=r"scales of shape \[2, 2\].*\[130, 2\] tiles"):
         dequantize(codes, scales, torch.float32, tile=TILE_OF_ACTIVATIONS)
     assert num_tiles((130, 130), TILE_OF_ACTIVATIONS) == (130, 2)
+
+
+@pytest.mark.parametrize("backend", [Backend.reference, Backend.triton])
+def test_other_codes_and_other_tiles_are_refused_by_both(backend, device):
+    matrix = torch.ones(4, 200, device=device)
+    for tile in ((1, 100), (100, 128), (128, 1)):
+        with pytest.raises(ValueError, match=rf"\(1, 128\) or \(128, 128\), got \({tile[0]}, "):
+            quantize(matrix, tile=tile, backend=backend)
+    codes, scales = quantize(matrix, backend=backend)
+    with pytest.raises(ValueError, match=r"tile must be .* got \(1, 100\)"):
+        dequantize(codes, scales, torch.float32, tile=(1, 100), backend=backend)
+    for other in (codes.view(torch.uint8), matrix.to(torch.float8_e5m2), matrix):
+        with pytest.raises(ValueError, match=f"must be torch.float8_e4m3fn, got {other.dtype}"):
+            dequantize(other, scales, torch.float32, backend=backend)

@@ -85,6 +85,16 @@ def test_triton_rounds_bfloat16_as_indexing_does(device):
     assert_close(triton[3], reference[3], rtol=2e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", [Backend.reference, Backend.triton])
+def test_the_weight_of_a_copy_that_goes_nowhere_does_not_reach_padding(backend, device):
+    # Rows of tiles of 4: expert 0 holds copies 1 and 2, expert 1 copy 3. Copy 0 goes nowhere.
+    placement = place(torch.tensor([[-1, 0], [0, 1]], device=device), 2, multiple=4)
+    weights_TK = torch.tensor([[float("nan"), 2.0], [3.0, 5.0]], device=device)
+    rows_MD = torch.ones(8, 3, device=device, requires_grad=True)
+    unpermute(rows_MD, placement, weights_TK, backend=backend).sum().backward()
+    assert rows_MD.grad[:, 0].tolist() == [2, 3, 0, 0, 5, 0, 0, 0]
+
+
 def test_the_way_back_undoes_the_way_there():
     experts_TK, tokens_TD, _ = problem(50, 3, 6, 7)
     placement = place(experts_TK, 6, multiple=8)
@@ -101,6 +111,8 @@ def test_the_way_back_undoes_the_way_there():
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match=r"experts must be in \[-1, 3\), got 0 to 3"):
         place(torch.tensor([[0, 3]]), 3)
+    with pytest.raises(ValueError, match=r"experts must be int64, got torch.int32"):
+        place(torch.tensor([[0, 1]], dtype=torch.int32), 3)
     placement = place(torch.tensor([[0], [1]]), 2)
     with pytest.raises(ValueError, match="the placement 2 rows"):
         permute(torch.zeros(3, 4), placement)

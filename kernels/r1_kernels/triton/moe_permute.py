@@ -31,7 +31,8 @@ def _permute_kernel(
         tokens_ptr + token * token_stride + columns, mask=inside & (copy >= 0), other=0.0
     )
     if HAS_WEIGHTS:
-        weight = tl.load(weights_ptr + tl.maximum(copy, 0)).to(tl.float32)
+        # Padding has no weight: another copy's, if it is not finite, would make NaN of its zeros.
+        weight = tl.load(weights_ptr + copy, mask=copy >= 0, other=0.0).to(tl.float32)
         numbers = narrow(numbers.to(tl.float32) * weight, numbers.dtype, EMULATE)
     tl.store(rows_ptr + row * width + columns, numbers, mask=inside)
 
