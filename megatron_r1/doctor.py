@@ -23,9 +23,15 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 from megatron_r1.errors import EXIT_DONE, EXIT_USER_ERROR
 from megatron_r1.telemetry.table import render_table
+
+if TYPE_CHECKING:
+    import torch
+
+    from megatron_r1.models.precision import Installed
 
 MIN_PYTHON = (3, 11)
 PROBE_TIMEOUT_S = 60.0
@@ -137,14 +143,25 @@ def inspect_layers() -> str:
     from megatron_r1.platform.host import prepare
 
     device = prepare().device
-    from megatron_r1.config.precision import PrecisionConfig
-    from megatron_r1.models.precision import Installed, fit_names, parts_name
+    from megatron_r1.models.precision import Installed
 
-    installed = Installed.on(device)
-    taken = parts_name(PrecisionConfig(), installed)
-    found = f"{taken.replace('_', ' ')} layers on {device.type}"
+    return describe_layers(device, Installed.on(device))
+
+
+def describe_layers(device: torch.device, installed: Installed) -> str:
+    """The layers that models get, which precisions there are, and why not all of them."""
+    from megatron_r1.config.precision import DType, PrecisionConfig
+    from megatron_r1.models.precision import fit_names, parts_name
+
+    taken, of_float32 = (
+        parts_name(PrecisionConfig(dtype=dtype), installed).replace("_", " ")
+        for dtype in (DType.bfloat16, DType.float32)
+    )
+    found = f"{taken} layers on {device.type}"
     if device.type != "cuda":
         return found
+    if of_float32 != taken:
+        found += f"; {of_float32} with precision=fp32, which the former multiply in TF32"
     problems = {"Transformer Engine": installed.engine_problem, "Apex": installed.apex_problem}
     problems |= {f"fp8 = {fp8.value}": reason for fp8, reason in installed.unfit.items()}
     found += f"; precision={', '.join(fit_names(installed))}"

@@ -43,10 +43,13 @@ class Parts(Enum):
     """Whose layers a model is built of."""
 
     auto = "auto"
-    """Transformer Engine's on a GPU where it is installed; else Apex's norms on a GPU where it is;
-    else plain ones."""
+    """Transformer Engine's on a GPU where it is installed, but for float32, which it multiplies in
+    TF32; else Apex's norms on a GPU where it is; else plain ones."""
     plain = "plain"
     """Megatron-Core's plain layers and ours."""
+    transformer_engine = "transformer_engine"
+    """Transformer Engine's, whatever `dtype`, or an error. Products of float32 matrices keep 10
+    bits of each factor (its `cublaslt_gemm.cu` asks for CUBLAS_COMPUTE_32F_FAST_TF32)."""
 
 
 @dataclass(kw_only=True)
@@ -82,6 +85,12 @@ class PrecisionConfig:
                 "is not FP8 is bfloat16 then. Set precision.dtype=bfloat16"
             )
         if self.fp8 is Fp8.block_sim:
+            if self.parts is Parts.transformer_engine:
+                raise ConfigError(
+                    "precision.parts = transformer_engine with precision.fp8 = block_sim: the "
+                    "simulation has layers of its own. Set precision.parts=auto, or precision.fp8="
+                    "block, which it computes"
+                )
             return
         for name, asked in (
             ("gradient_blocks = true", self.gradient_blocks),

@@ -29,7 +29,7 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_r1.config.precision import Fp8, Parts, PrecisionConfig
+from megatron_r1.config.precision import DType, Fp8, Parts, PrecisionConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.models.fp8_linear import (
     Fp8ColumnLinear,
@@ -102,8 +102,12 @@ APEX_MODULES = ("apex.normalization", "apex.optimizers", "amp_C", "fused_layer_n
 def parts_name(precision: PrecisionConfig, installed: Installed) -> str:
     """Which parts are taken: plain, simulation, transformer_engine or apex.
 
+    Transformer Engine multiplies matrices that are all float32 in TF32, with 10 bits of each number
+    in place of 23 (CUBLAS_COMPUTE_32F_FAST_TF32 in `cublaslt_gemm.cu` of 2.10 and 2.11): whoever
+    set float32 gets it from other parts, unless Transformer Engine was asked for by name.
+
     Raises:
-        ConfigError: the FP8 that was asked for needs what is not here.
+        ConfigError: what was asked for needs what is not here.
     """
     if precision.fp8 is Fp8.block_sim:
         return "simulation"
@@ -130,7 +134,14 @@ def parts_name(precision: PrecisionConfig, installed: Installed) -> str:
         return "transformer_engine"
     if precision.parts is Parts.plain:
         return "plain"
-    if installed.transformer_engine:
+    by_name = precision.parts is Parts.transformer_engine
+    if by_name and not installed.transformer_engine:
+        raise ConfigError(
+            "precision.parts = transformer_engine, and it cannot be had here "
+            f"({installed.engine_problem}). On a GPU machine: pip install -e '.[gpu]'. Without: "
+            "precision.parts=auto"
+        )
+    if installed.transformer_engine and (by_name or precision.dtype is not DType.float32):
         return "transformer_engine"
     return "apex" if installed.apex else "plain"
 

@@ -14,6 +14,7 @@ from megatron_r1.algos.sft import sft_loss
 from megatron_r1.config.load import load_config
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.precision import DType, Fp8, Parts, PrecisionConfig
+from megatron_r1.doctor import describe_layers
 from megatron_r1.errors import ConfigError
 from megatron_r1.models.fp8_linear import Fp8Recipe, fp8_linear
 from megatron_r1.models.policy import _mark_sharded_weights
@@ -29,6 +30,7 @@ from tests.trainers.test_megatron_step import BATCH, LENGTHS
 
 NOTHING = Installed(transformer_engine=False, apex=False)
 ENGINE = Installed(transformer_engine=True, apex=True)
+ENGINE_ALONE = Installed(transformer_engine=True, apex=False)
 APEX = Installed(transformer_engine=False, apex=True)
 
 
@@ -282,6 +284,11 @@ def test_gradients_of_a_policy_are_off_by_what_the_format_loses(one_rank):
         (precision(Fp8.block_sim), ENGINE, "simulation"),
         (precision(Fp8.block), ENGINE, "transformer_engine"),
         (precision(Fp8.mxfp8), ENGINE, "transformer_engine"),
+        # Which multiplies matrices that are all float32 in TF32.
+        (PrecisionConfig(), ENGINE, "apex"),
+        (PrecisionConfig(), ENGINE_ALONE, "plain"),
+        (PrecisionConfig(parts=Parts.transformer_engine), ENGINE, "transformer_engine"),
+        (precision(parts=Parts.transformer_engine), ENGINE, "transformer_engine"),
     ],
 )
 def test_parts_are_the_best_that_are_here(asked, installed, taken):
@@ -359,6 +366,21 @@ def test_fp8_without_transformer_engine_says_what_to_do(name):
     config = load_config([f"precision={name}"]).precision
     with pytest.raises(ConfigError, match=r"pip install -e.*precision=fp8_block_sim"):
         parts_name(config, APEX)
+
+
+def test_layers_of_transformer_engine_that_are_asked_for_are_there_or_an_error():
+    with pytest.raises(ConfigError, match="parts = transformer_engine.*pip install.*parts=auto"):
+        parts_name(precision(parts=Parts.transformer_engine), APEX)
+    with pytest.raises(ConfigError, match="parts = transformer_engine.*fp8 = block_sim"):
+        precision(Fp8.block_sim, parts=Parts.transformer_engine)
+
+
+def test_the_doctor_says_which_precisions_have_other_layers():
+    gpu = torch.device("cuda")
+    said = describe_layers(gpu, ENGINE_ALONE)
+    assert said.startswith("transformer engine layers on cuda; plain with precision=fp32")
+    assert "TF32" in said and "TF32" not in describe_layers(gpu, APEX)
+    assert describe_layers(torch.device("cpu"), NOTHING) == "plain layers on cpu"
 
 
 @pytest.mark.megatron
