@@ -71,7 +71,9 @@ class ParallelConfig:
 
     def stream_multiple(self, precision: PrecisionConfig) -> int:
         """The length of a stream, padding and all, is a multiple of this."""
-        return self.sequence_parts * precision.token_multiple
+        if not self.sequence_parallel:
+            return precision.token_multiple
+        return self.sequence_parts * precision.gathered_multiple
 
     def packable_tokens(self, precision: PrecisionConfig) -> int:
         """The longest stream of a micro-batch, and so the longest row."""

@@ -78,6 +78,13 @@ class PrecisionConfig:
         """Transformer Engine's FP8 products take whole tiles of tokens."""
         return 1 if self.fp8 in (Fp8.none, Fp8.block_sim) else 32
 
+    @property
+    def gathered_multiple(self) -> int:
+        """The same for ranks that hold a part of a stream each. Transformer Engine gathers the
+        parts in FP8, and with `fp8 = block` asserts that tokens and width of each are whole blocks
+        (`assert_dim_for_all_gather` in its linears)."""
+        return 128 if self.fp8 is Fp8.block else self.token_multiple
+
     def __post_init__(self) -> None:
         if self.fp8 is not Fp8.none and self.dtype is not DType.bfloat16:
             raise ConfigError(

@@ -110,4 +110,4 @@ class RunConfig:
             ConfigError: with the settings' paths, their values and a way out.
         """
         check_degrees(self.parallel, world_size)
-        check_model_fits_degrees(self.model, self.parallel)
+        check_model_fits_degrees(self.model, self.parallel, self.precision)

@@ -76,7 +76,7 @@ def open_teacher(session: Session, path: Path, tokenizer: Tokenizer) -> Policy:
             f"stage.teacher = {path} has {own} columns in its vocabulary and the student "
             f"model.vocab_size = {config.model.vocab_size}. Choose a teacher of as many"
         )
-    check_model_fits_degrees(model, config.parallel)
+    check_model_fits_degrees(model, config.parallel, config.precision)
     teacher = Policy(model, session.layout, config.precision, session.host, seed=config.run.seed)
     session.load(teacher, path)
     return teacher

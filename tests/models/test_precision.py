@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from megatron_r1.algos.sft import sft_loss
 from megatron_r1.config.load import load_config
 from megatron_r1.config.optimizer import OptimizerConfig
+from megatron_r1.config.parallel import ParallelConfig
 from megatron_r1.config.precision import DType, Fp8, Parts, PrecisionConfig
 from megatron_r1.doctor import describe_layers
 from megatron_r1.errors import ConfigError
@@ -294,6 +295,51 @@ def test_gradients_of_a_policy_are_off_by_what_the_format_loses(one_rank):
 def test_parts_are_the_best_that_are_here(asked, installed, taken):
     assert parts_name(asked, installed) == taken
     assert asked.token_multiple == (32 if asked.fp8 in (Fp8.block, Fp8.mxfp8) else 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "multiple"),
+    [
+        # A product takes whole tiles of 32 tokens, and one rank holds all tokens of the stream.
+        ("fp8_block", {}, 32),
+        ("fp8_block", dict(tensor=2, sequence=False), 32),
+        # Two and four ranks hold a part each, of whole blocks of 128, which they gather in FP8.
+        ("fp8_block", dict(tensor=2), 256),
+        ("fp8_block", dict(tensor=4), 512),
+        # One scale for a tensor has no tiles, those of mxfp8 are 32 long.
+        ("fp8_tensor", dict(tensor=2), 64),
+        ("mxfp8", dict(tensor=2), 64),
+        ("fp8_block_sim", dict(tensor=4), 4),
+        ("bf16", dict(tensor=4), 4),
+    ],
+)
+def test_ranks_that_share_a_stream_hold_whole_tiles_of_it(name, layout, multiple):
+    config = load_config([f"precision={name}"]).precision
+    assert ParallelConfig(**layout).stream_multiple(config) == multiple
+
+
+@pytest.mark.parametrize(
+    ("model", "precision_name", "layout", "refused"),
+    [
+        ("tiny_v3", "fp8_block", dict(tensor=2), "model.q_lora_rank = 64"),
+        ("tiny_v3", "fp8_block", {}, None),
+        ("tiny_v3", "fp8_block_sim", dict(tensor=2), None),
+        ("tiny_v3", "mxfp8", dict(tensor=2), None),
+        ("tiny_dense model.hidden_size=192", "fp8_block", dict(tensor=2), "hidden_size = 192"),
+        ("tiny_dense model.hidden_size=192", "fp8_block", dict(tensor=2, sequence="false"), None),
+        ("tiny_dense", "fp8_block", dict(tensor=2), None),
+        ("moonlight_16b_a3b", "fp8_block", dict(tensor=8), None),
+        ("deepseek_v3", "fp8_block", dict(tensor=8), None),
+    ],
+)
+def test_blocks_that_ranks_gather_divide_the_widths(model, precision_name, layout, refused):
+    settings = [f"parallel.{name}={value}" for name, value in layout.items()]
+    config = load_config([*f"model={model}".split(), f"precision={precision_name}", *settings])
+    if refused is None:
+        config.validate_layout(layout.get("tensor", 1))
+    else:
+        with pytest.raises(ConfigError, match=rf"{refused} .*multiple of 128.*fp8_block_sim"):
+            config.validate_layout(layout["tensor"])
 
 
 def test_parts_are_looked_for_on_a_gpu_alone():

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from megatron_r1.config.model import GroupedQueryConfig, MixtureConfig, ModelConfig
+from megatron_r1.config.model import (
+    DeepseekV3Config,
+    GroupedQueryConfig,
+    MixtureConfig,
+    ModelConfig,
+)
 from megatron_r1.config.parallel import ParallelConfig
+from megatron_r1.config.precision import Fp8, PrecisionConfig
 from megatron_r1.errors import ConfigError
 
 
@@ -26,7 +32,9 @@ def check_degrees(parallel: ParallelConfig, world_size: int) -> None:
         )
 
 
-def check_model_fits_degrees(model: ModelConfig, parallel: ParallelConfig) -> None:
+def check_model_fits_degrees(
+    model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig
+) -> None:
     """A model's heads, layers, experts and widths can be split so; a teacher's too."""
 
     def check(what: str, value: int, setting: str, degree: int) -> None:
@@ -57,6 +65,30 @@ def check_model_fits_degrees(model: ModelConfig, parallel: ParallelConfig) -> No
             )
     if isinstance(model, GroupedQueryConfig):
         check("model.num_kv_heads", model.num_kv_heads, "tensor", parallel.tensor)
+    _check_gathered_widths(model, parallel, precision)
+
+
+def _check_gathered_widths(
+    model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig
+) -> None:
+    """What tensor ranks gather in FP8 blocks for their linears is whole blocks wide."""
+    if precision.fp8 is not Fp8.block or not parallel.sequence_parallel:
+        return
+    widths = ["hidden_size"]
+    if isinstance(model, DeepseekV3Config):
+        widths += ["q_lora_rank", "kv_lora_rank"]
+    for name in widths:
+        width = getattr(model, name) or 0
+        if width % precision.gathered_multiple:
+            other = "parallel.tensor=1"
+            if not isinstance(model, MixtureConfig):
+                other += ", parallel.sequence=false"
+            raise ConfigError(
+                f"model.{name} = {width} with precision.fp8 = block and parallel.tensor = "
+                f"{parallel.tensor}: under sequence parallelism Transformer Engine gathers this "
+                f"width in FP8, and it has to be a multiple of {precision.gathered_multiple}. Set "
+                f"{other}, or precision=fp8_block_sim, which computes the same anywhere"
+            )
 
 
 def _check_pipeline_split(model: ModelConfig, parallel: ParallelConfig) -> None:
