@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.rewards.judge_server import Reply, judge_server
 
@@ -94,6 +95,15 @@ def test_degrees_that_do_not_divide_the_world():
     message = refused("parallel.tensor=2", "rollout.max_response_tokens=64", WORLD_SIZE="3")
     assert "2 * 1 * 1 = 2 does not divide the world size 3" in message
     assert "Choose a product out of 1, 3" in message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it may be had here")
+def test_an_optimizer_that_a_later_stage_cannot_have(tmp_path):
+    """The base has one of its own and would be trained, for 700 steps, before R1-Zero began."""
+    setting = "optimizer.bf16_moments=true"
+    message = refused("experiment=quickstart", setting, f"run.root={tmp_path}")
+    assert "the device is cpu" in message and "optimizer.bf16_moments=false" in message
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_base_model(tmp_path):

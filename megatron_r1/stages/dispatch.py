@@ -8,7 +8,9 @@ from pathlib import Path
 
 from megatron_r1.config.checks.stage import check_start
 from megatron_r1.config.curation import CurateStageConfig
+from megatron_r1.config.paths import flatten
 from megatron_r1.config.pipeline import EvaluationStageConfig, PipelineConfig, TinyWorldStageConfig
+from megatron_r1.config.plain import as_plain
 from megatron_r1.config.r1 import R1Stage2Config, R1Stage4Config
 from megatron_r1.config.run import RunConfig
 from megatron_r1.config.sft import R1Stage1Config, R1Stage3Config, SftConfig
@@ -23,7 +25,11 @@ from megatron_r1.config.stage import (
     TinyR1ZeroConfig,
 )
 from megatron_r1.data.prompts import check_source
+from megatron_r1.platform.host import prepare
 from megatron_r1.rewards.mix import rules_of
+
+BF16_MOMENTS = "optimizer.bf16_moments"
+"""The end of such a setting's name: a stage and an objective may have optimizers of their own."""
 
 _TRAINED_FROM_A_MODEL: dict[type[StageConfig], str] = {
     R1ZeroConfig: "r1_zero",
@@ -53,6 +59,22 @@ def check_run(config: RunConfig, world_size: int) -> None:
         return
     rules_of(config.reward)  # refuses unknown rules
     check_source(config.data)
+    check_device(config)
+
+
+def check_device(config: RunConfig) -> None:
+    """What this machine cannot do is told before the first stage of a run, whichever asks for it.
+
+    Raises:
+        ConfigError: with the setting, what it needs and a way out.
+    """
+    settings = flatten(as_plain(config))
+    asked = [name for name, value in settings.items() if name.endswith(BF16_MOMENTS) and value]
+    if asked:
+        device = prepare().device
+        from megatron_r1.trainers.megatron_step import check_bf16_moments  # seconds to import
+
+        check_bf16_moments(asked[0], device)
 
 
 def run_stage(config: RunConfig) -> None:

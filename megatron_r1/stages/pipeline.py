@@ -23,7 +23,7 @@ from megatron_r1.errors import UserError
 from megatron_r1.evaluation.stage_table import stage_table, write_stage_table
 from megatron_r1.parallel.exchange import on_main_rank
 from megatron_r1.platform.host import prepare, start_process_group, stop_process_group
-from megatron_r1.stages.dispatch import check_run, run_stage
+from megatron_r1.stages.dispatch import check_device, check_run, run_stage
 from megatron_r1.stages.pipeline_record import Record
 from megatron_r1.stages.steps import Step, plan_steps
 from megatron_r1.telemetry.run_dir import RunDir
@@ -34,6 +34,11 @@ def run_pipeline(config: RunConfig) -> None:
     stage = config.stage
     assert isinstance(stage, PipelineConfig), "dispatch.py looks at it"
     steps = plan_steps(config, world_size_from_environment())
+    for step in steps:
+        try:
+            check_device(step.config)
+        except UserError as error:
+            raise type(error)(f"step {step.name}: {error}") from error
     with _one_job(config) as record, _endpoint(stage.endpoint) as url:
         for step in steps:
             if stage.only and step.name not in stage.only:

@@ -196,21 +196,26 @@ def _sum_gradients(model: list[Any], num_tokens: Tensor | None, **kwargs: Any) -
     finalize_model_grads(model, None, **kwargs)
 
 
-def _moment_fields(config: OptimizerConfig, policy: Policy) -> dict[str, Any]:
-    """Fields for moments in bfloat16.
+def check_bf16_moments(setting: str, device: torch.device) -> None:
+    """There is an optimizer for this device that holds moments in bfloat16.
 
     Raises:
-        ConfigError: there is no optimizer here that holds them so.
+        ConfigError: there is none, though `setting` asks for it.
     """
-    if not config.bf16_moments:
-        return {}
-    installed = Installed.on(policy.host.device)
+    installed = Installed.on(device)
     if not installed.transformer_engine:
         raise ConfigError(
-            "optimizer.bf16_moments: only Transformer Engine's Adam holds moments in bfloat16, and "
-            f"it cannot be had here ({installed.engine_problem}). On a GPU machine: "
-            "pip install -e '.[gpu]'. Without: optimizer.bf16_moments=false"
+            f"{setting}: only Transformer Engine's Adam holds moments in bfloat16, and it cannot "
+            f"be had here ({installed.engine_problem}). On a GPU machine: pip install -e '.[gpu]'. "
+            f"Without: {setting}=false"
         )
+
+
+def _moment_fields(config: OptimizerConfig, policy: Policy) -> dict[str, Any]:
+    """Fields for moments in bfloat16; errors are those of `check_bf16_moments`."""
+    if not config.bf16_moments:
+        return {}
+    check_bf16_moments("optimizer.bf16_moments", policy.host.device)
     return dict(
         use_precision_aware_optimizer=True,
         exp_avg_dtype=torch.bfloat16,
