@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import sys
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from megatron_r1.errors import (
     EXIT_INTERRUPTED,
     EXIT_RUN_AGAIN,
     EXIT_USER_ERROR,
+    ConfigError,
     StoppedEarly,
     UserError,
 )
@@ -24,6 +26,7 @@ def run_command(action: Callable[[], None], *, speaks: bool = True) -> int:
         speaks: False on the ranks of a job that repeat what the main rank says.
     """
     try:
+        check_environment()
         action()
     except UserError as error:
         if not speaks and not error.one_rank:
@@ -42,6 +45,22 @@ def run_command(action: Callable[[], None], *, speaks: bool = True) -> int:
         message = f"DiskFull: {error.strerror}{where}. Make room, start the same command again"
         return _fail(f"{message}, and it goes on", EXIT_USER_ERROR)
     return EXIT_DONE
+
+
+def check_environment() -> None:
+    """What a variable of the environment says is understood; nothing else reads it before the first
+    kernel runs.
+
+    Raises:
+        ConfigError: R1_KERNELS names no backend.
+    """
+    if "R1_KERNELS" in os.environ:
+        from r1_kernels.backend import from_environment  # imports torch
+
+        try:
+            from_environment()
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
 
 def gigabytes(text: str) -> float:

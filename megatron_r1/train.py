@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from megatron_r1 import signals
+from megatron_r1.command import check_environment
 from megatron_r1.config.load import CONF_DIR, load_config, to_yaml, world_size_from_environment
 from megatron_r1.config.overrides import usage
 from megatron_r1.errors import (
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(usage(CONF_DIR))
         return EXIT_DONE
     try:
+        check_environment()
         config = load_config(arguments)
         check_run(config, world_size_from_environment())
         allowed = config.cluster.restarts_without_progress

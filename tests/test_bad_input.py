@@ -106,6 +106,15 @@ def test_an_optimizer_that_a_later_stage_cannot_have(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_backend_of_kernels_that_there_is_not(tmp_path):
+    for command in ("megatron_r1.train", "megatron_r1.evaluate"):
+        done = train(*BASE, f"run.root={tmp_path}", program=command, R1_KERNELS="tritn")
+        assert done.returncode == 2, done.stderr
+        choices = "R1_KERNELS must be auto, reference or triton, got 'tritn'"
+        assert done.stderr.strip() == f"ConfigError: {choices}"
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_base_model(tmp_path):
     message = refused(*ZERO, f"run.root={tmp_path}")
     assert "model.init_from=DIR" in message

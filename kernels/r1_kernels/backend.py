@@ -37,7 +37,7 @@ def takes_triton(backend: Backend, tensor: Tensor, *, capability: tuple[int, int
         ValueError: Triton was asked for, and cannot be had.
     """
     if backend is Backend.auto:
-        backend = _from_environment()
+        backend = from_environment()
     if backend is Backend.reference:
         return False
     if backend is Backend.auto:
@@ -63,7 +63,12 @@ def takes_triton(backend: Backend, tensor: Tensor, *, capability: tuple[int, int
     return True
 
 
-def _from_environment() -> Backend:
+def from_environment() -> Backend:
+    """What R1_KERNELS says; `auto` without it.
+
+    Raises:
+        ValueError: it is none of the three.
+    """
     value = os.environ.get(VARIABLE, Backend.auto.value)
     if value not in [backend.value for backend in Backend]:
         raise ValueError(f"{VARIABLE} must be auto, reference or triton, got {value!r}")
