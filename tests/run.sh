@@ -3,14 +3,26 @@
 #
 #   bash tests/run.sh [pytest arguments]     e.g. tests/algos -k kl;  -m gpu;  -n 0 for one process
 #
-# With -m gpu on a machine that has one, Transformer Engine is installed, too, and has to be there.
+# With -m gpu, or an expression that has it, on a machine that has one, Transformer Engine is
+# installed, too, and has to be there.
 # There -m "gpu or megatron" runs the spine's tests on it as well: models, steps, rollouts, checkpoints.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/setup_env.sh
 
+# What -m selects; pytest takes the last one, with a space behind -m or without.
+selected='' before=''
+for argument in "$@"; do
+    if [[ $before == -m || $argument == -m?* ]]; then
+        selected=${argument#-m}
+    fi
+    before=$argument
+done
+selected=${selected//not gpu/}
+selected=${selected//not multi_gpu/}
+
 wants_gpu=0
-if [[ " $* " == *" -m gpu"* ]] && nvidia-smi --list-gpus >/dev/null 2>&1; then
+if [[ $selected == *gpu* ]] && nvidia-smi --list-gpus >/dev/null 2>&1; then
     wants_gpu=1
 fi
 extras=(dev sglang-cpu launch)

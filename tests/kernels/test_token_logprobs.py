@@ -7,9 +7,12 @@ Float32 rounds at 6e-8, and a logit here is a sum of up to 24 products of size 1
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.testing import assert_close
 
 from r1_kernels.backend import Backend
@@ -208,17 +211,21 @@ def test_shards_add_up_to_the_whole_vocabulary(backend, device):
         )
         for start, stop in bounds
     ]
-    # What the all-reduces do, by hand.
-    peak_T = torch.stack([shard[0] for shard in shards]).amax(0)
-    factors = [torch.exp(shard[0] - peak_T) for shard in shards]
-    total_T = sum(f * shard[1] for f, shard in zip(factors, shards, strict=True))
-    entr_T = sum(
-        f * shard[2] + torch.special.entr(f) * shard[1]
-        for f, shard in zip(factors, shards, strict=True)
-    )
-    target_T = torch.stack([shard[3] for shard in shards]).amax(0)
-    assert_close((target_T - peak_T - total_T.log()).double(), expected_T, **F32)
-    assert_close((entr_T / total_T + total_T.log()).double(), expected_entropy_T, **F32)
+    for peak_T, log_sum_T, entropy_T, target_T in combined(shards):  # on each rank the same
+        assert_close((target_T - peak_T - log_sum_T).double(), expected_T.cpu(), **F32)
+        assert_close(entropy_T.double(), expected_entropy_T.cpu(), **F32)
+
+
+def combined(shards: list[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
+    """`combine_shards` on as many ranks, which are threads here."""
+    store = dist.HashStore()
+
+    def rank(number: int) -> tuple[torch.Tensor, ...]:
+        group = dist.ProcessGroupGloo(store, number, len(shards), timedelta(seconds=60))
+        return combine_shards(shards[number].cpu(), group)
+
+    with ThreadPoolExecutor(len(shards)) as ranks:
+        return list(ranks.map(rank, range(len(shards))))
 
 
 def test_bfloat16_with_float32_logits_is_as_good_as_float32(device):

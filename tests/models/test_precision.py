@@ -19,7 +19,8 @@ from megatron_r1.doctor import describe_layers
 from megatron_r1.errors import ConfigError
 from megatron_r1.models.fp8_linear import Fp8Recipe, fp8_linear
 from megatron_r1.models.policy import _mark_sharded_weights
-from megatron_r1.models.precision import Installed, fp8_fields, parts_name, plain_name
+from megatron_r1.models.precision import Installed, parts_name, plain_name
+from megatron_r1.models.specs import transformer_config
 from megatron_r1.models.stream import TokenStream
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.weights.fp8_files import is_quantized
@@ -211,12 +212,30 @@ def test_whole_weights_are_counted_once_in_a_gradient_norm(one_rank):
     assert chunk.decoder.layers[0].self_attention.linear_proj.weight.tensor_model_parallel
 
 
+@pytest.mark.megatron
 @pytest.mark.parametrize(
-    ("fp8", "number_format"),
-    [(Fp8.block, "e4m3"), (Fp8.tensor, "hybrid"), (Fp8.mxfp8, "e4m3")],
+    ("name", "recipe", "number_format"),
+    [
+        ("fp8_block", "blockwise", "e4m3"),
+        # One scale for a whole tensor: E4M3 forward, and E5M2, of a wider range, for gradients.
+        ("fp8_tensor", "tensorwise", "hybrid"),
+        ("mxfp8", "mxfp8", "e4m3"),
+        ("fp8_block_sim", None, None),
+        ("bf16", None, None),
+        ("fp32", None, None),
+    ],
 )
-def test_one_scale_for_a_tensor_has_gradients_in_e5m2(fp8, number_format):
-    assert fp8_fields(precision(fp8))["fp8"] == number_format
+def test_each_precision_is_its_recipe_of_transformer_engine(name, recipe, number_format):
+    # A mixture of experts in FP8 has Megatron-Core ask for Transformer Engine's version.
+    config = load_config(["model=tiny_dense", f"precision={name}"])
+    dtype = torch.float32 if name == "fp32" else torch.bfloat16
+    megatron = transformer_config(config.model, config.parallel, dtype, config.precision)
+    assert (megatron.fp8, megatron.fp8_recipe if megatron.fp8 else None) == (number_format, recipe)
+    # All three products of every layer are FP8, gradients of weights and the last layer's included.
+    assert megatron.fp8_wgrad and not megatron.first_last_layers_bf16
+    # Weights, and the attention between its linears, are not.
+    assert megatron.params_dtype is dtype and not megatron.fp8_param
+    assert not (megatron.fp8_dot_product_attention or megatron.fp8_multi_head_attention)
 
 
 def names_and_shapes(policy):
