@@ -8,6 +8,9 @@ largest difference of means over 20 steps, each relative; then means over the se
 standard errors. In reverse, bf16 has the same documents in each step, packed the other way round:
 so far does rounding lead alone. DeepSeek-V3 (arXiv:2412.19437 section 3.3) reports less than 0.25%
 between FP8 and bfloat16.
+
+With --within 0.25 the exit status is 1 where a run of --must-hold is farther off than that
+percentage in all steps, as the mean over the seeds, or one of --must-fail is not.
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ import dataclasses
 import json
 import math
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -153,7 +157,30 @@ def compare(losses: list[float], baseline: list[float]) -> list[float]:
     ]
 
 
-def main() -> None:
+def judge(
+    means: Mapping[str, float],
+    *,
+    within: float,
+    must_hold: Sequence[str] = (),
+    must_fail: Sequence[str] = (),
+) -> list[str]:
+    """A line for each run that is not as it must be.
+
+    Args:
+        means: difference of each run from the first, in percent; NaN is far off.
+    """
+    far = {name: not abs(mean) <= within for name, mean in means.items()}
+    lines = [
+        f"{name}: {means[name]:+.3f}% is not within {within}%" for name in must_hold if far[name]
+    ]
+    return lines + [
+        f"{name}: {means[name]:+.3f}% is within {within}%, and must not be"
+        for name in must_fail
+        if not far[name]
+    ]
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="tiny_dense")
     parser.add_argument("--steps", type=int, default=200)
@@ -163,7 +190,13 @@ def main() -> None:
     parser.add_argument("--outliers", action="store_true", help="plant some in the gradients")
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--out", type=Path, help="losses of every step, as JSON")
+    parser.add_argument("--within", type=float, help="percent; see above")
+    parser.add_argument("--must-hold", nargs="+", default=[], choices=list(RUNS))
+    parser.add_argument("--must-fail", nargs="+", default=[], choices=list(RUNS))
     arguments = parser.parse_args()
+    judged = {*arguments.must_hold, *arguments.must_fail}
+    if bool(judged) != (arguments.within is not None) or not judged <= {*arguments.runs[1:]}:
+        parser.error("--within judges --must-hold and --must-fail, of --runs behind the first")
 
     from megatron_r1.platform.host import prepare, start_process_group
 
@@ -185,14 +218,26 @@ def main() -> None:
             print(f"seed {seed}, {name}: {found}, {wall_s:.0f} s", flush=True)
             if arguments.out:
                 arguments.out.write_text(json.dumps(losses))
-    rows = []
+    rows, means = [], {}
     for name in others:
         by_seed = [compare(losses[name][s], losses[first][s]) for s in arguments.seeds]
         columns = list(zip(*by_seed, strict=True))
         largest = max((row[0] for row in by_seed), key=abs)
+        means[name] = statistics.fmean(columns[0])
         rows.append([name, *map(mean_of_seeds, columns[:2]), f"{largest:+.3f}%"])
     header = ["run", "all steps", "last quarter", "all steps, farthest seed"]
     print(render_table(header, rows))
+    if arguments.within is None:
+        return 0
+    wrong = judge(
+        means,
+        within=arguments.within,
+        must_hold=arguments.must_hold,
+        must_fail=arguments.must_fail,
+    )
+    for line in wrong:
+        print(line, file=sys.stderr)
+    return 1 if wrong else 0
 
 
 def mean_of_seeds(differences: Sequence[float]) -> str:
@@ -205,4 +250,4 @@ def mean_of_seeds(differences: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
