@@ -104,8 +104,11 @@ def test_the_gradient_is_that_of_plain_autograd(one_rank):
     step = MegatronStep(reward_model(one_rank, "qwen3"), OptimizerConfig())
     step.accumulate_gradients(batch(), DIFFERENCE, num_sequences=4)
     policy = reward_model(one_rank, "qwen3")
-    tokens_T = torch.cat([row.tokens_L for row in batch().rows])
-    scores = policy.forward(tokens_T, stream_of(LENGTHS))[torch.tensor(LENGTHS).cumsum(0) - 1]
+    device = policy.host.device
+    tokens_T = torch.cat([row.tokens_L for row in batch().rows]).to(device)
+    scores = policy.forward(tokens_T, stream_of(LENGTHS, device=device))[
+        torch.tensor(LENGTHS).cumsum(0) - 1
+    ]
     loss = scores[1] - scores[0] + scores[3] - scores[2]
     named = dict(policy.named_parameters())
     plain = dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))

@@ -138,16 +138,17 @@ def test_latent_attention_decodes_with_the_fp8_numbers_that_it_trains_with(one_r
     policy = one_rank.policy(simulated("tiny_v3"))
     attention = policy.chunks[0].decoder.layers[0].self_attention
     attention.linear_proj = PassThrough()  # its FP8 tiles would blow up roundings of bfloat16
-    hidden = matrix(20, 1, policy.config.hidden_size, seed=4).bfloat16()
+    device = policy.host.device
+    hidden = matrix(20, 1, policy.config.hidden_size, seed=4).bfloat16().to(device)
     cache = policy.new_cache(num_rows=1, max_context=20)
 
     def attend(first: int, **more) -> torch.Tensor:
         stream = TokenStream(
-            positions_T=torch.arange(first, 20),
+            positions_T=torch.arange(first, 20, device=device),
             seq_lengths=(20 - first,),
             balance_scale=0.0,
             cache=cache,
-            cache_rows_T=torch.zeros(20 - first, dtype=torch.long),
+            cache_rows_T=torch.zeros(20 - first, dtype=torch.long, device=device),
             **more,
         )
         stream.rope_cos_TK, stream.rope_sin_TK = policy._rope.at(stream.positions_T)
@@ -250,7 +251,7 @@ def test_fp8_is_what_deepseek_has_in_fp8_and_the_model_is_the_same(model, one_ra
         prefix.append("model.num_mtp_layers=1")
     config = load_config([*prefix, "precision=fp8_block_sim"])
     policy = one_rank.policy(config)
-    plain = one_rank.policy(load_config([*prefix, "precision=bf16"]))
+    plain = one_rank.policy(load_config([*prefix, "precision=bf16", "precision.parts=plain"]))
     assert policy.parts.name == "simulation" and plain.parts.name == "plain"
     assert names_and_shapes(policy) == names_and_shapes(plain)
     for (name, one), (_, other) in zip(

@@ -73,7 +73,11 @@ def test_the_model_is_the_same_with_either_parts(model, one_rank):
     for name, weight in own.items():
         assert torch.equal(weight, other[name]), name
     assert checkpoint_keys(engine.policy) == checkpoint_keys(plain.policy)
-    (loss, gradient), (plain_loss, plain_gradient) = map(loss_and_gradient, (engine, plain))
+    # A rounding that changes a token's expert changes a gradient by more than roundings do.
+    batch = with_drawn_experts(BATCH, plain.policy.config)
+    (loss, gradient), (plain_loss, plain_gradient) = (
+        loss_and_gradient(step, batch) for step in (engine, plain)
+    )
     assert loss == pytest.approx(plain_loss, rel=1e-2)
     # bfloat16 rounds at 2^-9; sums of a few layers of it stay under some percent.
     assert (gradient - plain_gradient).norm() < 0.05 * plain_gradient.norm()

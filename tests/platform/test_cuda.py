@@ -52,7 +52,8 @@ def test_a_forward_pass_is_the_same_on_every_device(one_rank, name, device):
 
 def logprobs(one_rank, name: str) -> torch.Tensor:
     """Log-probability of each token under the logits of its own column; float32, on the CPU."""
-    policy = one_rank.policy(load_config([f"model={name}", "rollout.max_response_tokens=64"]))
+    plain = [f"model={name}", "rollout.max_response_tokens=64", "precision.parts=plain"]
+    policy = one_rank.policy(load_config(plain))
     device = policy.host.device
     tokens_T = torch.arange(sum(LENGTHS), device=device) * 37 % policy.config.vocab_size
     stream = TokenStream(
