@@ -66,9 +66,10 @@ _install() {
         _step "install NeMo-Run without Ray" "${pip[@]}" --no-deps nemo-run leptonai torchx
     fi
     if [[ " $* " == *" gpu "* ]]; then
+        # Needs a CUDA toolkit of torch's version (nvcc) and cuDNN's headers, which pip lacks.
         _step "install what Transformer Engine is built with" \
             "${pip[@]}" setuptools wheel ninja pybind11
-        _step "install megatron-r1[gpu] (builds Transformer Engine; minutes)" \
+        _step "install megatron-r1[gpu] (builds Transformer Engine with nvcc and cuDNN's headers; minutes)" \
             "${pip[@]}" --no-build-isolation --editable "$MEGATRON_R1_ROOT[gpu]"
     fi
     touch "$stamp"
