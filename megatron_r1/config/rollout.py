@@ -198,9 +198,10 @@ class SglangConfig(RolloutConfig):
         for name in vars(self):
             if name.endswith("_s") and getattr(self, name) <= 0:
                 raise ConfigError(f"rollout.{name} must be > 0, got {getattr(self, name)}")
-        plain = [url.rstrip("/") for url in self.urls]
-        for url in plain:
-            if plain.count(url) > 1:
+        self.urls = [url.rstrip("/") for url in self.urls]
+        self.router_url = self.router_url and self.router_url.rstrip("/")
+        for url in self.urls:
+            if self.urls.count(url) > 1:
                 raise ConfigError(
                     f"rollout.urls names {url} twice: it would be paused, and given the weights, "
                     "as two servers. Leave one out"
