@@ -7,6 +7,16 @@ from enum import Enum
 
 from megatron_r1.errors import ConfigError
 
+_HAVE_SETTINGS = {
+    "model-path": "a publish",
+    "weight-version": "a publish",
+    "host": "rollout.host",
+    "port": "rollout.port",
+    "tp-size": "rollout.tensor",
+    "ep-size": "rollout.expert",
+    "dp-size": "rollout.attention_data",
+}
+"""Arguments of a server that follow from something else."""
 _KEYS = ("api-key", "admin-api-key")
 
 
@@ -205,6 +215,18 @@ class SglangConfig(RolloutConfig):
                 raise ConfigError(
                     f"rollout.urls names {url} twice: it would be paused, and given the weights, "
                     "as two servers. Leave one out"
+                )
+        for name in ("num_servers", "tensor", "expert", "port", "server_args"):
+            value = getattr(self, name)
+            if self.urls and value != getattr(SglangConfig(), name):
+                raise ConfigError(
+                    f"rollout.{name} = {value} is for servers that this run starts, and "
+                    "rollout.urls names some that run already. Start those so, and leave it out"
+                )
+        for argument, name in _HAVE_SETTINGS.items():
+            if argument in self.server_args:
+                raise ConfigError(
+                    f"rollout.server_args has {argument}: that is what {name} says. Leave it out"
                 )
         for name in _KEYS:
             if name in self.server_args:

@@ -95,6 +95,7 @@ def test_a_server_that_has_no_token_for_us_works_if_it_samples_for_others(
         ("router_url=http://r:1", "rollout.router_url = http://r:1 needs rollout.urls"),
         ("health_every_s=0", "rollout.health_every_s must be > 0"),
         ("port=70000", "rollout.port must be in"),
+        ("urls=[http://a:1] tensor=4", "rollout.tensor = 4 is for servers that this run starts"),
         ("urls=[http://a:1,http://b:1,http://a:1/]", "rollout.urls names http://a:1 twice"),
     ],
 )
@@ -102,6 +103,11 @@ def test_impossible_settings(setting, said):
     overrides = [f"rollout.{part}" for part in setting.split()]
     with pytest.raises(ConfigError, match=said):
         load_config(["rollout=sglang", *overrides])
+
+
+def test_an_argument_that_a_setting_says_is_refused():
+    with pytest.raises(ConfigError, match="has tp-size: that is what rollout.tensor says"):
+        SglangConfig(server_args={"tp-size": "4"})
 
 
 @pytest.mark.parametrize("name", ["api-key", "admin-api-key"])
