@@ -7,6 +7,16 @@ from enum import Enum
 
 from megatron_r1.errors import ConfigError
 
+_HAVE_SETTINGS = {
+    "model-path": "a publish",
+    "weight-version": "a publish",
+    "host": "rollout.host",
+    "port": "rollout.port",
+    "tp-size": "rollout.tensor",
+    "ep-size": "rollout.expert",
+    "dp-size": "rollout.attention_data",
+}
+"""Arguments of a server that follow from something else."""
 _KEYS = ("api-key", "admin-api-key")
 
 
@@ -198,12 +208,25 @@ class SglangConfig(RolloutConfig):
         for name in vars(self):
             if name.endswith("_s") and getattr(self, name) <= 0:
                 raise ConfigError(f"rollout.{name} must be > 0, got {getattr(self, name)}")
-        plain = [url.rstrip("/") for url in self.urls]
-        for url in plain:
-            if plain.count(url) > 1:
+        self.urls = [url.rstrip("/") for url in self.urls]
+        self.router_url = self.router_url and self.router_url.rstrip("/")
+        for url in self.urls:
+            if self.urls.count(url) > 1:
                 raise ConfigError(
                     f"rollout.urls names {url} twice: it would be paused, and given the weights, "
                     "as two servers. Leave one out"
+                )
+        for name in ("num_servers", "tensor", "expert", "port", "server_args"):
+            value = getattr(self, name)
+            if self.urls and value != getattr(SglangConfig(), name):
+                raise ConfigError(
+                    f"rollout.{name} = {value} is for servers that this run starts, and "
+                    "rollout.urls names some that run already. Start those so, and leave it out"
+                )
+        for argument, name in _HAVE_SETTINGS.items():
+            if argument in self.server_args:
+                raise ConfigError(
+                    f"rollout.server_args has {argument}: that is what {name} says. Leave it out"
                 )
         for name in _KEYS:
             if name in self.server_args:

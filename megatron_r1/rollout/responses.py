@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_r1.config.model import MixtureConfig
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.rollout.engine import SamplingParams
 from megatron_r1.rollout.sampling import stream_key
@@ -83,7 +84,7 @@ def read_response(
     tokenizer: Tokenizer,
     owner: str,
     vocab_size: int,
-    experts_shape: tuple[int, int] | None = None,
+    experts_of: MixtureConfig | None = None,
     sampling_masks: bool = False,
 ) -> Rollout:
     """The rollout of an answer, after a look at whether it can be one.
@@ -91,7 +92,7 @@ def read_response(
     Args:
         owner: whose weights it must have been sampled from.
         vocab_size: token ids are below it.
-        experts_shape: layers, and experts of a token, where they were asked for.
+        experts_of: the model, where experts of tokens were asked for.
     Raises:
         UnusableAnswerError: fields are missing or do not agree with each other, or the server ended
             the response before its time.
@@ -137,7 +138,7 @@ def read_response(
         text=tokenizer.decode(token_ids),
         version_spans=spans if len(spans) > 1 else (),
         kept_tokens=kept,
-        routed_experts=_routed_experts(meta, request, len(token_ids), experts_shape),
+        routed_experts=_routed_experts(meta, request, len(token_ids), experts_of),
     )
 
 
@@ -183,13 +184,18 @@ def _among_kept(
 
 
 def _routed_experts(
-    meta: Json, request: ResponseRequest, num_tokens: int, shape: tuple[int, int] | None
+    meta: Json, request: ResponseRequest, num_tokens: int, model: MixtureConfig | None
 ) -> np.ndarray | None:
-    if shape is None:
+    if model is None:
         return None
     num_passes = len(request.prompt.token_ids) + num_tokens - 1
     try:
         flat = np.frombuffer(base64.b64decode(meta["routed_experts"]), np.int32)
-        return flat.reshape(num_passes, *shape)
+        found = flat.reshape(num_passes, model.num_layers, model.experts_per_token)
     except (KeyError, TypeError, ValueError) as error:
         raise UnusableAnswerError(f"routed experts: {error!r}") from error
+    sparse = found[:, model.num_dense_layers :]
+    strange = sparse[(sparse < 0) | (sparse >= model.num_experts)]
+    if strange.size:
+        raise UnusableAnswerError(f"routed experts: {strange[0]} of {model.num_experts}")
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from http.client import HTTPException
@@ -14,7 +15,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 T = TypeVar("T")
 
-_QUICK_S = 2.0
+_LOOK_S = 0.2
 
 _OPENER = build_opener(ProxyHandler({}))  # servers are in the cluster, never behind a proxy
 
@@ -73,19 +74,25 @@ def call_long(
         NoAnswerError: it listens no longer, or takes longer than `timeout_s`.
         RefusedError: it will not.
     """
-    answer: Future[dict[str, Any]] = Future()
-
-    def ask() -> None:
-        try:
-            answer.set_result(call(url, route, body, timeout_s=timeout_s))
-        except BaseException as error:
-            answer.set_exception(error)
-
-    Thread(target=ask, daemon=True).start()  # left behind where the server is
+    answer = _in_background(lambda: call(url, route, body, timeout_s=timeout_s))
     while not wait([answer], timeout=silence_s).done:
         if not listens(url, timeout_s=silence_s) and not answer.done():
             raise NoAnswerError(f"{url}{route}: it said nothing for {silence_s} s", [url])
     return answer.result()
+
+
+def _in_background(action: Callable[[], T]) -> Future[T]:
+    """In a thread that is left behind where the server never answers."""
+    result: Future[T] = Future()
+
+    def act() -> None:
+        try:
+            result.set_result(action())
+        except BaseException as error:
+            result.set_exception(error)
+
+    Thread(target=act, daemon=True).start()
+    return result
 
 
 def side_by_side(urls: Iterable[str], action: Callable[[str], T]) -> list[T]:
@@ -110,21 +117,38 @@ def side_by_side(urls: Iterable[str], action: Callable[[str], T]) -> list[T]:
 
 
 def works(url: str, *, timeout_s: float) -> bool:
-    """Whether the whole server samples, for this question or for others.
+    """Whether the whole server samples: a token for this question, or meanwhile for others, who may
+    have all of its seats.
 
     SGLang's `/health` would say so too, but it draws greedily: in a batch with one of these, seeds
     of requests draw other tokens (its sampler sorts a batch as soon as a request in it has a top-k,
     and draws places in place of tokens).
     """
-    if samples_at_once(url, timeout_s=min(_QUICK_S, timeout_s)):
-        return True
+    deadline_s = time.monotonic() + timeout_s
+    token = _in_background(lambda: samples_at_once(url, timeout_s=timeout_s))
+    before = _last_batches(url, timeout_s=timeout_s)
+    while not (wait([token], timeout=_LOOK_S).done and token.result()):
+        now = _last_batches(url, timeout_s=timeout_s)
+        if now - before:
+            return True
+        is_refused = token.done()
+        if (is_refused and not now) or time.monotonic() > deadline_s:
+            return False
+        before |= now
+        if is_refused:
+            time.sleep(_LOOK_S)
+    return True
+
+
+def _last_batches(url: str, *, timeout_s: float) -> set[float]:
+    """When each of a server's schedulers last sampled for anyone, by its clock; empty where none
+    does, or nothing is said. A scheduler that hangs is told of as it was."""
     try:
-        loads = call(url, "/v1/loads?include=core", timeout_s=timeout_s).get("loads", [])
-    except (NoAnswerError, RefusedError):
-        return False
-    if any(load["num_running_reqs"] for load in loads):
-        return True
-    return samples_at_once(url, timeout_s=timeout_s)
+        loads = call(url, "/v1/loads?include=core", timeout_s=timeout_s).get("loads")
+    except ServerError:
+        return set()
+    told = [load for load in loads if isinstance(load, dict)] if isinstance(loads, list) else []
+    return {float(load["timestamp"]) for load in told if load.get("num_running_reqs")}
 
 
 def samples_at_once(url: str, *, timeout_s: float) -> bool:

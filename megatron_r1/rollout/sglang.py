@@ -176,9 +176,7 @@ class SglangEngine:
 
     def _pool(self, requests: Sequence[ResponseRequest], params: SamplingParams) -> RequestPool:
         config, model = self._config, self._model
-        experts_shape = None
-        if config.routed_experts and isinstance(model, MixtureConfig):
-            experts_shape = (model.num_layers, model.experts_per_token)
+        gives_experts = config.routed_experts and isinstance(model, MixtureConfig)
 
         # Training reads them, and nobody those of samples that are drawn otherwise.
         in_training = (params.top_p, params.top_k) == (config.top_p, config.top_k)
@@ -191,7 +189,7 @@ class SglangEngine:
                 request_id=request_id,
                 stop_id=self._tokenizer.eos_id,
                 keyed_sampling=config.keyed_sampling,
-                routed_experts=experts_shape is not None,
+                routed_experts=gives_experts,
                 masks_of=model.vocab_size if masks else None,
             )
 
@@ -206,7 +204,7 @@ class SglangEngine:
                 tokenizer=self._tokenizer,
                 owner=self._publisher.owner,
                 vocab_size=model.vocab_size,
-                experts_shape=experts_shape,
+                experts_of=model if gives_experts else None,
                 sampling_masks=masks,
             ),
             first_server=self._layout.dp_cp.rank,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import copy
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from megatron_r1.rollout.engine import SamplingParams
@@ -108,11 +110,27 @@ def test_other_json_is_refused(answer):
         read(answer)
 
 
+def mixture(num_layers: int, **changes: int) -> SimpleNamespace:
+    sizes = {"experts_per_token": 2, "num_experts": 8, "num_dense_layers": 0}
+    return SimpleNamespace(num_layers=num_layers, **sizes | changes)
+
+
 def test_routed_experts_have_a_row_for_each_pass():
-    rollout = read(ANSWER, experts_shape=(1, 2))
+    rollout = read(ANSWER, experts_of=mixture(1))
     assert rollout.routed_experts.shape == (5, 1, 2) and not rollout.routed_experts.any()
     with pytest.raises(UnusableAnswerError, match="routed experts"):
-        read(ANSWER, experts_shape=(3, 2))
+        read(ANSWER, experts_of=mixture(3))
+
+
+@pytest.mark.parametrize("expert", [-1, 8, 2**16])
+def test_an_expert_that_the_model_has_not_is_refused(expert):
+    """Replayed, it would be another one, or none."""
+    experts = np.zeros((5, 2), np.int32)
+    experts[3, 1] = expert
+    answer = changed(routed_experts=base64.b64encode(experts.tobytes()).decode())
+    with pytest.raises(UnusableAnswerError, match=f"routed experts: {expert} of 8"):
+        read(answer, experts_of=mixture(1))
+    assert read(answer, experts_of=mixture(1, num_dense_layers=1))  # it has no router
 
 
 def test_under_a_truncation_probabilities_are_among_what_was_kept():

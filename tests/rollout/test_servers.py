@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -67,13 +68,24 @@ def test_a_servers_layout_is_its_arguments():
     assert arguments(config, on_cuda=False)["device"] == "cpu"
 
 
-@pytest.mark.parametrize(("num_running", "does"), [(1, True), (0, False)])
-def test_a_server_that_has_no_token_for_us_works_if_it_samples_for_others(num_running, does):
-    """Not one that takes orders and samples nothing: it is paused, or its queue is stuck."""
-    loads = {"loads": [{"num_running_reqs": 0}, {"num_running_reqs": num_running}]}
-    with http_server(lambda route, body: None if route == "/generate" else loads) as url:
-        assert works(url, timeout_s=0.2) is does
-    assert not works(url, timeout_s=0.2)
+@pytest.mark.parametrize(
+    ("num_running", "goes_on", "does"), [(1, True, True), (0, True, False), (1, False, False)]
+)
+def test_a_server_that_has_no_token_for_us_works_if_it_samples_for_others(
+    num_running, goes_on, does
+):
+    """Not one that takes orders and samples nothing: it is paused, its queue is stuck, or its
+    scheduler hangs, of which SGLang's front goes on to tell the last that it knows."""
+    clock = itertools.count()
+
+    def answer(route: str, body: object) -> object:
+        now = next(clock) if goes_on else 7
+        load = {"num_running_reqs": num_running, "timestamp": float(now)}
+        return None if route == "/generate" else {"loads": [{"num_running_reqs": 0}, load]}
+
+    with http_server(answer) as url:
+        assert works(url, timeout_s=1.0) is does
+    assert not works(url, timeout_s=1.0)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +95,7 @@ def test_a_server_that_has_no_token_for_us_works_if_it_samples_for_others(num_ru
         ("router_url=http://r:1", "rollout.router_url = http://r:1 needs rollout.urls"),
         ("health_every_s=0", "rollout.health_every_s must be > 0"),
         ("port=70000", "rollout.port must be in"),
+        ("urls=[http://a:1] tensor=4", "rollout.tensor = 4 is for servers that this run starts"),
         ("urls=[http://a:1,http://b:1,http://a:1/]", "rollout.urls names http://a:1 twice"),
     ],
 )
@@ -90,6 +103,11 @@ def test_impossible_settings(setting, said):
     overrides = [f"rollout.{part}" for part in setting.split()]
     with pytest.raises(ConfigError, match=said):
         load_config(["rollout=sglang", *overrides])
+
+
+def test_an_argument_that_a_setting_says_is_refused():
+    with pytest.raises(ConfigError, match="has tp-size: that is what rollout.tensor says"):
+        SglangConfig(server_args={"tp-size": "4"})
 
 
 @pytest.mark.parametrize("name", ["api-key", "admin-api-key"])

@@ -75,22 +75,24 @@ def test_whoever_looks_after_a_server_changes_no_response(served):
     same batch drawn from sorted tokens: others, with the same seed."""
     asked, [url] = prompts(2), served.session.servers.urls
     alone = served.generate(asked, version=served.version, max_response_tokens=4)
-    over = threading.Event()
+    over, found = threading.Event(), []
 
     def keep(look: Callable[..., object], *arguments: object) -> None:
         while not over.is_set():
-            look(url, *arguments, timeout_s=60)
+            found.append(look(url, *arguments, timeout_s=60))
+            over.wait(0.02)
 
-    looks = [threading.Thread(target=keep, args=(works,)) for _ in range(2)]
-    looks += [threading.Thread(target=keep, args=(call, "/health")) for _ in range(8)]
+    looks = [threading.Thread(target=keep, args=(works,))]
+    looks += [threading.Thread(target=keep, args=(call, "/health")) for _ in range(4)]
     for thread in looks:
         thread.start()
     watched = [
-        served.generate(asked, version=served.version, max_response_tokens=4) for _ in range(30)
+        served.generate(asked, version=served.version, max_response_tokens=4) for _ in range(15)
     ]
     over.set()
     for thread in looks:
         thread.join()
+    assert len(found) > 2 * len(looks) and found.count(False) == 0
     assert all(
         rollouts[key].token_ids == alone[key].token_ids for rollouts in watched for key in alone
     )

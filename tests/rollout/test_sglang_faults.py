@@ -114,8 +114,18 @@ def test_what_was_started_ahead_is_waited_for_or_goes_on_after_the_publish(deeps
     deepseek.engine.publish(version)  # those were engines of other owners
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_server_that_dies_or_freezes_is_started_again(deepseek, signal_number):
+def scheduler_of(pid: int) -> int:
+    """The process that has the model."""
+    children = psutil.Process(pid).children(recursive=True)
+    [found] = [child.pid for child in children if "scheduler" in " ".join(child.cmdline())]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("signal_number", "only_scheduler"),
+    [(signal.SIGKILL, False), (signal.SIGSTOP, False), (signal.SIGSTOP, True)],
+)
+def test_a_server_that_dies_or_freezes_is_started_again(deepseek, signal_number, only_scheduler):
     version = deepseek.version
     asked = prompts(6)
     undisturbed = deepseek.generate(asked, version=version, max_response_tokens=60)
@@ -125,7 +135,10 @@ def test_a_server_that_dies_or_freezes_is_started_again(deepseek, signal_number)
 
     def strike(finished: int, tokens: int) -> None:
         if not hits:
-            os.killpg(pid, signal_number)
+            if only_scheduler:
+                os.kill(scheduler_of(pid), signal_number)
+            else:
+                os.killpg(pid, signal_number)
             hits.append(finished)
 
     rollouts = deepseek.generate(asked, version=version, max_response_tokens=60, on_progress=strike)

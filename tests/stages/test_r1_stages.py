@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +14,23 @@ from tests.rewards.judge_server import Reply, judge_server
 from tests.stages.test_examples import metrics, run
 
 pytestmark = [pytest.mark.megatron, pytest.mark.xdist_group("commands")]
+
 NUM_PROMPTS = 8
+OTHERS = [
+    {"question": "please tell me something long", "response": "something"},
+    {"question": "hello", "response": "<answer>hello</answer>"},
+]
+
+
+@dataclass
+class Done:
+    """All commands of the four stages, run."""
+
+    root: Path
+    output: str
+    prompts: str
+    examples: str
+    others: str
 
 
 def lines(path, records: list[dict]) -> str:
@@ -23,127 +42,144 @@ def read(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_four_stages_from_a_base_model(tmp_path):
-    """The teacher answers what the base cannot; SFT learns it by heart, so that there is something
-    to sample in stage 3."""
+def teach(request: dict) -> Reply:
+    """A teacher that answers what the base cannot, and a judge that finds it right."""
+    text = request["messages"][0]["content"]
+    if "Decide whether" in text:
+        return Reply('{"analysis": "it does", "correctness": "correct"}')
+    question = re.findall(r"<question>\n(.*)\n</question>", text)[-1]
+    if "Write down the thought" in text:
+        return Reply("they want words")
+    number = int(question.split()[0])
+    return Reply(f"<think>{number}, {number + 1}</think><answer>{number + 1}</answer>")
 
-    def teach(request: dict) -> Reply:
-        text = request["messages"][0]["content"]
-        if "Decide whether" in text:
-            return Reply('{"analysis": "it does", "correctness": "correct"}')
-        question = re.findall(r"<question>\n(.*)\n</question>", text)[-1]
-        if "Write down the thought" in text:
-            return Reply("they want words")
-        number = int(question.split()[0])
-        return Reply(f"<think>{number}, {number + 1}</think><answer>{number + 1}</answer>")
 
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Done:
+    """SFT learns the teacher's answers by heart, so that there is something to sample in stage 3.
+    Stage 1 is started twice, and the last two commands are refused."""
+    root = tmp_path_factory.mktemp("r1")
     reasoning = [{"question": f"{n} + 1 =", "answer": str(n + 1)} for n in range(NUM_PROMPTS)]
     reasoning[0]["dataset"] = "essays"
     general = [
         {"question": f"{n} ?", "answer": "-", "dataset": ("helpfulness", "harmlessness")[n % 2]}
         for n in range(4)
     ]
-    prompts = lines(tmp_path / "prompts.jsonl", [*reasoning, *general, reasoning[0]])
-    examples = lines(
-        tmp_path / "few.jsonl",
-        [
-            {"question": "9 + 1 =", "response": "<think>9, 10</think><answer>10</answer>"},
-            {"question": "no response"},
-        ],
-    )
-    other = [
-        {"question": "please tell me something long", "response": "something"},
-        {"question": "hello", "response": "<answer>hello</answer>"},
-    ]
-    others = lines(tmp_path / "general.jsonl", [*other, {"question": "no response"}])
-    labelled = [{"prompt": "1 ?", "response": "no" * (n % 2), "safe": n % 2 == 0} for n in (1, 2)]
-    for record in labelled:
-        record["response"] = record["response"] or "yes"
-    pairs = [{"prompt": "1 ?", "chosen": "<answer>yes", "rejected": "no"}]
+    prompts = lines(root / "prompts.jsonl", [*reasoning, *general, reasoning[0]])
+    ten = {"question": "9 + 1 =", "response": "<think>9, 10</think><answer>10</answer>"}
+    examples = lines(root / "few.jsonl", [ten, {"question": "no response"}])
+    others = lines(root / "general.jsonl", [*OTHERS, {"question": "no response"}])
+    with judge_server(teach) as endpoint:
+        commands = [*stages(root, prompts, examples, others, endpoint.url)]
+        *accepted, _, _ = commands
+        codes = (*[0] * len(accepted), 2, 2)
+        output = run(root, *commands, exit_codes=codes)
+    return Done(root, output, prompts, examples, others)
 
-    base = ["stage=tiny_base", "run.name=base", "stage.num_steps=1", "data.corpus_frac=0.4"]
-    base += ["stage.sequences_per_step=4", "stage.num_documents=400"]
-    init = f"model.init_from={tmp_path}/base"
+
+def stages(root: Path, prompts: str, examples: str, others: str, url: str) -> Iterator[list[str]]:
+    """The settings of each command."""
+    init = f"model.init_from={root}/base"
     data = ["data=jsonl", f"data.path={prompts}", "data.template=plain", "data.heldout_problems=0"]
     data += ["data.max_prompt_tokens=40", "rollout.max_response_tokens=40"]
     only_reasoning = "data.leave_out=[helpfulness,harmlessness]"
-    with judge_server(teach) as endpoint:
-        teacher = ["stage.teacher.enabled=true", f"stage.teacher.base_url={endpoint.url}"]
-        sft = ["stage.max_tokens=80", "stage.examples_per_step=6", "optimizer.lr=2e-2"]
-        sft += ["stage.heldout_frac=0.1", "stage.evaluate_every_steps=20", "optimizer.beta2=0.99"]
-        one = ["stage=r1_stage1", "run.name=one", init, *data, only_reasoning, *teacher, *sft]
-        one += [f"stage.collect.source={tmp_path}/base", "stage.collect.samples_per_prompt=2"]
-        one += ["stage.collect.prompts_per_part=4", f"stage.few_shot={examples}"]
-        one += ["data.bad_lines=set_aside"]
-        one += ["stage.num_epochs=60"]
-        rl = ["stage.num_steps=3", "stage.steps_per_phase=2", "stage.prompts_per_step=2"]
-        rl += ["stage.rollouts_per_prompt=2", "optimizer.lr=1e-5"]
-        two = ["stage=r1_stage2", "run.name=two", f"model.init_from={tmp_path}/one", *data, *rl]
-        two += [only_reasoning]
-        three = ["stage=r1_stage3", "run.name=three", init, *data, only_reasoning, *teacher, *sft]
-        three += [f"stage.collect.source={tmp_path}/two", "stage.collect.samples_per_prompt=8"]
-        three += [f"stage.general={others}", "stage.collect.judged_datasets=[essays]"]
-        three += [f"judge.base_url={endpoint.url}", "stage.reasoning_per_general=0"]
-        three.append("data.bad_lines=set_aside")
-        models = [init, "stage.max_tokens=64", "data.template=plain"]
-        helpful = ["stage=rm_helpful", "run.name=helpful", *models]
-        helpful += [f"stage.examples={lines(tmp_path / 'pairs.jsonl', pairs)}"]
-        safety = ["stage=rm_safety", "run.name=safety", *models]
-        safety += [f"stage.examples={lines(tmp_path / 'labelled.jsonl', labelled)}"]
-        four = ["stage=r1_stage4", "run.name=four", f"model.init_from={tmp_path}/three", *data, *rl]
-        four += ["stage.preference_steps=1", f"reward.models.helpful={tmp_path}/helpful"]
-        four += [f"reward.models.safety={tmp_path}/safety", "telemetry.rollout_samples=-1"]
-        four.append("run.seed=2")
-        unset = [*four[:3], *four[4:], "stage.preference_steps=4", "run.name=refused"]
-        nothing = [*one, "run.name=nothing", "stage.teacher.enabled=false", "stage.few_shot=null"]
-        codes = (0, 0, 0, 0, 0, 0, 0, 0, 2, 2)
-        output = run(
-            tmp_path, base, one, one, two, three, helpful, safety, four, unset, nothing,
-            exit_codes=codes,
-        )  # fmt: skip
+    teacher = ["stage.teacher.enabled=true", f"stage.teacher.base_url={url}"]
 
-    # Every stage that draws prompts says what it drops; one that has its samples draws none.
-    repeated = f"1 prompts ask what an earlier line of {prompts} asks, and were dropped"
-    assert output.count(repeated) == len([one, two, three, four, nothing])
+    base = ["stage=tiny_base", "run.name=base", "stage.num_steps=1", "data.corpus_frac=0.4"]
+    yield [*base, "stage.sequences_per_step=4", "stage.num_documents=400"]
+
+    sft = ["stage.max_tokens=80", "stage.examples_per_step=6", "optimizer.lr=2e-2"]
+    sft += ["stage.heldout_frac=0.1", "stage.evaluate_every_steps=20", "optimizer.beta2=0.99"]
+    sft += ["data.bad_lines=set_aside"]
+    one = ["stage=r1_stage1", "run.name=one", init, *data, only_reasoning, *teacher, *sft]
+    one += [f"stage.collect.source={root}/base", "stage.collect.samples_per_prompt=2"]
+    one += ["stage.collect.prompts_per_part=4", f"stage.few_shot={examples}"]
+    one += ["stage.num_epochs=60"]
+    yield one
+    yield one
+
+    rl = ["stage.num_steps=3", "stage.steps_per_phase=2", "stage.prompts_per_step=2"]
+    rl += ["stage.rollouts_per_prompt=2", "optimizer.lr=1e-5"]
+    two = ["stage=r1_stage2", "run.name=two", f"model.init_from={root}/one", *data, *rl]
+    yield [*two, only_reasoning]
+
+    three = ["stage=r1_stage3", "run.name=three", init, *data, only_reasoning, *teacher, *sft]
+    three += [f"stage.collect.source={root}/two", "stage.collect.samples_per_prompt=8"]
+    three += [f"stage.general={others}", "stage.collect.judged_datasets=[essays]"]
+    yield [*three, f"judge.base_url={url}", "stage.reasoning_per_general=0"]
+
+    models = [init, "stage.max_tokens=64", "data.template=plain"]
+    pairs = [{"prompt": "1 ?", "chosen": "<answer>yes", "rejected": "no"}]
+    helpful = f"stage.examples={lines(root / 'pairs.jsonl', pairs)}"
+    yield ["stage=rm_helpful", "run.name=helpful", *models, helpful]
+    labelled = [
+        {"prompt": "1 ?", "response": "no", "safe": False},
+        {"prompt": "1 ?", "response": "yes", "safe": True},
+    ]
+    safety = f"stage.examples={lines(root / 'labelled.jsonl', labelled)}"
+    yield ["stage=rm_safety", "run.name=safety", *models, safety]
+
+    four = ["stage=r1_stage4", "run.name=four", *data, *rl]
+    four += [f"reward.models.helpful={root}/helpful", f"reward.models.safety={root}/safety"]
+    four += ["telemetry.rollout_samples=-1", "run.seed=2", f"model.init_from={root}/three"]
+    yield [*four, "stage.preference_steps=1"]
+    yield [*four, "stage.preference_steps=4", "run.name=refused"]
+    yield [*one, "run.name=nothing", "stage.teacher.enabled=false", "stage.few_shot=null"]
+
+
+def test_every_stage_says_what_it_drops(done):
+    """One that has its samples draws none."""
+    repeated = f"1 prompts ask what an earlier line of {done.prompts} asks, and were dropped"
+    assert done.output.count(repeated) == len(["one", "two", "three", "four", "nothing"])
     # Each start of stages 1 and 3 reads its other samples once, and leaves out the bad line.
-    assert output.count(f"1 bad lines of {examples} were set aside") == len([one, one])
-    assert output.count(f"1 bad lines of {others} were set aside") == len([three])
-    # Stage 1: the base solves nothing, the teacher all; a part for each 4 prompts, read once.
-    train, heldout = (
-        read(tmp_path / "one/data/train.jsonl"),
-        read(tmp_path / "one/data/heldout.jsonl"),
-    )
-    parts = sorted((tmp_path / "one/data/samples").iterdir())
+    bad_line = "1 bad lines of {} were set aside"
+    assert done.output.count(bad_line.format(done.examples)) == len(["one", "one"])
+    assert done.output.count(bad_line.format(done.others)) == len(["three"])
+    assert "preference_steps = 4 must lie between" in done.output
+    assert "no sample is left to train on" in done.output and "dropped: accuracy" in done.output
+
+
+def test_stage_1_learns_what_the_teacher_wrote(done):
+    """The base solves nothing, the teacher all; a part for each 4 prompts, read once."""
+    one = done.root / "one"
+    train, heldout = (read(one / f"data/{name}.jsonl") for name in ("train", "heldout"))
+    parts = sorted((one / "data/samples").iterdir())
     drawn = {sample["draw"] for part in parts for sample in read(part)}
     assert len(parts) == 2 and len(train) + len(heldout) == len(drawn) and train and heldout
     for example in train:
         lineage = example["lineage"]
         assert lineage["model"] == "default" and "model_version" not in lineage
         assert lineage["verdicts"]["origin"] == "teacher, few-shot"
-    rows = metrics(tmp_path / "one")
-    assert len(rows) == 60 * len(train) // 6 and output.count("r1_stage1: resuming") == 1
+    rows = metrics(one)
+    assert len(rows) == 60 * len(train) // 6 and done.output.count("r1_stage1: resuming") == 1
     assert rows[-1]["train/nll"] < 0.5 < rows[0]["train/nll"]
     assert rows[-1]["train/lr"] == pytest.approx(5e-6)
     measured = [row["step"] for row in rows if "heldout/nll" in row]
     assert measured == [*range(20, len(rows), 20), len(rows)]
-    # Stage 2: a phase of two updates and one of one; three parts, summed.
-    assert [row["step"] for row in metrics(tmp_path / "two")] == [1, 2, 3]
-    assert {"reward/accuracy", "reward/format", "reward/language"} < metrics(tmp_path / "two")[
-        0
-    ].keys()
-    counted = [read(path) for path in sorted((tmp_path / "two/pass_counts").iterdir())]
+
+
+def test_stage_2_is_reasoning_with_three_rewards(done):
+    """A phase of two updates and one of one; three parts, summed."""
+    rows = metrics(done.root / "two")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert {"reward/accuracy", "reward/format", "reward/language"} < rows[0].keys()
+    counted = [read(path) for path in sorted((done.root / "two/pass_counts").iterdir())]
     assert [[c["samples"] for c in counts] for counts in counted] == [[2] * 4, [2] * 2]
-    # Stage 3: all of reasoning and all others; the long question got a thought, "hello" none.
-    manifest = json.loads((tmp_path / "three/data/manifest.json").read_text())
+
+
+def test_stage_3_has_all_of_reasoning_and_all_others(done):
+    """The long question got a thought, "hello" none."""
+    three = done.root / "three/data"
+    manifest = json.loads((three / "manifest.json").read_text())
     assert manifest["reasoning"] == manifest["reasoning, all"] > 1
-    assert manifest["general"] == len(other)
-    both = (tmp_path / f"three/data/{name}.jsonl" for name in ("train", "heldout"))
+    assert manifest["general"] == len(OTHERS)
+    both = (three / f"{name}.jsonl" for name in ("train", "heldout"))
     found = {e["question"]: e for path in both for e in read(path)}
     assert found["hello"]["response"] == "<answer>hello</answer>"
     long = "<think>they want words</think><answer>something</answer>"
     assert found["please tell me something long"]["response"] == long
     # No rule grades an essay: the readable ones are kept because the judge has said so.
-    parts = sorted((tmp_path / "three/data/samples").iterdir())
+    parts = sorted((three / "samples").iterdir())
     essays = [s for path in parts for s in read(path) if s["dataset"] == "essays"]
     assert len(essays) == 8 and all("accuracy" not in sample["parts"] for sample in essays)
     fit = {s["response"] for s in essays if min(s["parts"].values()) == 1.0}
@@ -152,8 +188,11 @@ def test_four_stages_from_a_base_model(tmp_path):
     for example in found.values():
         judged = example["lineage"].get("verdicts", {}).get("judged")
         assert judged == (1.0 if example["dataset"] == "essays" else None)
-    # Stage 4: general prompts and models in the last update alone, of a phase of its own.
-    steps = sorted((tmp_path / "four/rollouts").iterdir())
+
+
+def test_stage_4_has_general_prompts_and_models_in_the_last_update_alone(done):
+    """It is a phase of its own."""
+    steps = sorted((done.root / "four/rollouts").iterdir())
     assert [path.stem for path in steps] == ["step_000001", "step_000003"]
     first, last = (read(path) for path in steps)
     assert all("?" not in rollout["question"] for rollout in first)
@@ -162,10 +201,5 @@ def test_four_stages_from_a_base_model(tmp_path):
     asked = ["?" in rollout["question"] for rollout in last]
     assert sorted(asked) == [False, False, True, True]
     for rollout, is_general in zip(last, asked, strict=True):
-        assert set(rollout["parts"]) == {
-            "helpful" if is_general else "accuracy",
-            "format",
-            "language",
-        }
-    assert "preference_steps = 4 must lie between" in output
-    assert "no sample is left to train on" in output and "dropped: accuracy" in output
+        own = "helpful" if is_general else "accuracy"
+        assert set(rollout["parts"]) == {own, "format", "language"}

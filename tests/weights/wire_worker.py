@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def publishes(
     publisher.close()
     return {
         "held": held,
-        "gap": max(gaps),
+        "gap": largest(gaps),
         "left_in_memory": most(len(list(Path("/dev/shm").glob(f"torch_{os.getpid()}_*")))),
         "peak_bytes": most(measured.peak_bytes),
         "peak_bound": 0 if way == "directory" else peak_bound(transport.plan),
@@ -146,6 +147,11 @@ class MeasuredTransport:
 
     def close(self) -> None:
         self._transport.close()
+
+
+def largest(values: Iterable[float]) -> float:
+    """NaN where one is."""
+    return float(torch.tensor(list(values)).max())
 
 
 def most(value: float) -> float:
@@ -207,7 +213,7 @@ def gap(step: Any, url: str) -> float:
     if not step.policy.layout.is_last_stage:
         return most(0.0)
     pairs = zip(own, box[0], strict=True)
-    return most(max(float((a_L[1:] - torch.tensor(b[1:])).abs().max()) for a_L, b in pairs))
+    return most(largest(float((a_L[1:] - torch.tensor(b[1:])).abs().max()) for a_L, b in pairs))
 
 
 def generate(call: Any, url: str, request: dict[str, Any]) -> list[list[float]]:

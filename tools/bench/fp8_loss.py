@@ -86,6 +86,7 @@ def train(name: str, seed: int, examples, arguments, host, layout) -> list[float
     policy = Policy(config.model, layout, config.precision, host, seed=seed)
     if arguments.outliers:
         scale_channels(policy)
+        scale_gradients(policy)
     optimizer = OptimizerConfig(lr=arguments.lr, warmup_steps=20)
     megatron_step = MegatronStep(policy, optimizer)
     losses = []
@@ -120,15 +121,46 @@ def scale_channels(policy) -> None:
             fc2_HF /= scale_F
 
 
+class ScaledGradient(torch.autograd.Function):
+    """The same numbers; their gradient times the loudness, or over it."""
+
+    loudness_T = torch.ones(0)
+    """How many times larger each token's gradient is inside the MLPs; set when a loss is taken."""
+
+    @staticmethod
+    def forward(ctx, hidden_T1H, power: int):
+        ctx.power = power
+        return hidden_T1H.view_as(hidden_T1H)
+
+    @staticmethod
+    def backward(ctx, grad_T1H):
+        loudness_T11 = ScaledGradient.loudness_T[:, None, None].to(grad_T1H)
+        return grad_T1H * loudness_T11**ctx.power, None
+
+
+def scale_gradients(policy) -> None:
+    """Make gradients of some tokens louder inside the MLPs, and what leaves them again as it was:
+    elsewhere bfloat16 itself would lose the others beside them."""
+    for chunk in policy.chunks:
+        for module in chunk.modules():
+            if not hasattr(module, "linear_fc1"):
+                continue
+            module.register_forward_pre_hook(
+                lambda _, args: (ScaledGradient.apply(args[0], -1), *args[1:])
+            )
+            module.register_forward_hook(
+                lambda _, args, outputs: (ScaledGradient.apply(outputs[0], 1), *outputs[1:])
+            )
+
+
 def quiet(example):
     return tuple(dataclasses.replace(row, advantage=1.0) for row in example)
 
 
 def loud_pairs(examples):
-    """Some documents twice, with large weights of either sign: their gradients cancel out, but only
-    where nothing is lost in between."""
+    """Some documents twice, with weights of either sign: their gradients cancel out."""
     return [
-        tuple(dataclasses.replace(row, advantage=sign * LOUDNESS) for row in example)
+        tuple(dataclasses.replace(row, advantage=sign * 2.0) for row in example)
         for example in examples[::2]
         for sign in (1, -1)
     ]
@@ -136,6 +168,7 @@ def loud_pairs(examples):
 
 def signed_loss(logprobs_T, micro) -> LossOutput:
     """SFT's, each row times its advantage; reported is that of the rows that do not cancel."""
+    ScaledGradient.loudness_T = torch.where(micro.advantages_T.abs() == 2, LOUDNESS, 1.0)
     nll_T = torch.where(micro.loss_mask_T, -logprobs_T, 0.0)
     loss = (micro.weights_T * micro.advantages_T * nll_T).sum()
     is_quiet_T = micro.loss_mask_T & (micro.advantages_T == 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -37,13 +38,13 @@ RESPONSE = {
 INFO = {
     "architectures": [args.architecture],
     "weight_version": args.weight_version,
-    "loads": [{"num_running_reqs": 1}],
 }
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self._reply(json.dumps(INFO).encode())
+        at_work = {"loads": [{"num_running_reqs": 1, "timestamp": time.time()}]}
+        self._reply(json.dumps(INFO | at_work).encode())
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
