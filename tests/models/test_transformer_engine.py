@@ -43,11 +43,11 @@ def step_of(one_rank, model: str, *overrides: str, **optimizer) -> MegatronStep:
     return MegatronStep(one_rank.policy(config), OptimizerConfig(**optimizer))
 
 
-def updates(step: MegatronStep, count: int) -> list[float]:
+def updates(step: MegatronStep, count: int, batch: TrainBatch = BATCH) -> list[float]:
     """Losses before each of some updates from one batch."""
     losses = []
     for _ in range(count):
-        result = step.train_step(BATCH, step.on_logprobs(sft_loss), lr=3e-3, num_sequences=5)
+        result = step.train_step(batch, step.on_logprobs(sft_loss), lr=3e-3, num_sequences=5)
         assert not result.skipped
         losses.append(result.metrics["train/nll"])
     return losses
@@ -111,13 +111,28 @@ def test_fp8_agrees_with_its_simulation(model, one_rank):
     assert of_fp8 > 0.01 * simulated.norm()
 
 
+def distance(losses: list[float], exact: list[float]) -> float:
+    """Mean difference over all steps, as a share of the mean loss: late ones, of hundredths of the
+    first, weigh little."""
+    return sum(abs(a - b) for a, b in zip(losses, exact, strict=True)) / sum(exact)
+
+
 @pytest.mark.parametrize("precision", ["fp8_block", "fp8_tensor"])
 @pytest.mark.parametrize("model", MODELS)
 def test_fp8_learns_as_bfloat16_does(model, precision, one_rank):
-    exact = updates(step_of(one_rank, model, "precision=bf16"), 20)
-    fp8 = updates(step_of(one_rank, model, f"precision={precision}"), 20)
+    """No farther from bfloat16 than the simulation by a small factor, with drawn experts."""
+    losses = {}
+    for name in ("bf16", "fp8_block_sim", precision):
+        step = step_of(one_rank, model, f"precision={name}")
+        losses[name] = updates(step, 20, with_drawn_experts(BATCH, step.policy.config))
+    exact = losses["bf16"]
     assert exact[-1] < 0.7 * exact[0]  # the batch is learnt by heart
-    assert fp8 == pytest.approx(exact, rel=0.05) and fp8 != exact
+    # On a CPU, in multiples of the simulation's distance: with one scale for a tensor and gradients
+    # in E5M2 3.5 (dense), 1.8 (V3) and 1.0 (Qwen3); bfloat16 with last bits of weights flipped 0.7,
+    # 1.7 and 0.8; a recipe that keeps a bit less of each number, or scales that are off by 1/16, 15
+    # and 22, 12 and 8, but 1.6 and 2.2 for Qwen3, which knows the batch by heart after seven steps:
+    # there a wrong recipe is seen by its gradients alone, in the test above.
+    assert 0 < distance(losses[precision], exact) < 6 * distance(losses["fp8_block_sim"], exact)
 
 
 def test_gradients_of_bfloat16_moments_are_clipped(one_rank):
