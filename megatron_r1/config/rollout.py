@@ -7,16 +7,31 @@ from enum import Enum
 
 from megatron_r1.errors import ConfigError
 
-_HAVE_SETTINGS = {
-    "model-path": "a publish",
-    "weight-version": "a publish",
+_OF_OWN_SERVERS = ("num_servers", "tensor", "expert", "host", "port", "server_args") + (
+    "start_timeout_s",
+    "max_restarts",
+)
+_SAID_BY = {
+    "model": "what is published",
+    "model-path": "what is published",
+    "weight-version": "what is published",
+    "dtype": "precision.dtype",
     "host": "rollout.host",
     "port": "rollout.port",
+    "tp": "rollout.tensor",
     "tp-size": "rollout.tensor",
+    "tensor-parallel-size": "rollout.tensor",
+    "ep": "rollout.expert",
     "ep-size": "rollout.expert",
+    "expert-parallel-size": "rollout.expert",
+    "dp": "rollout.attention_data",
     "dp-size": "rollout.attention_data",
+    "data-parallel-size": "rollout.attention_data",
+    "enable-dp-attention": "rollout.attention_data",
+    "enable-deterministic-inference": "rollout.keyed_sampling",
+    "enable-return-routed-experts": "rollout.routed_experts",
 }
-"""Arguments of a server that follow from something else."""
+"""Arguments of a server, by their names in SGLang, that follow from something else."""
 _KEYS = ("api-key", "admin-api-key")
 
 
@@ -216,17 +231,19 @@ class SglangConfig(RolloutConfig):
                     f"rollout.urls names {url} twice: it would be paused, and given the weights, "
                     "as two servers. Leave one out"
                 )
-        for name in ("num_servers", "tensor", "expert", "port", "server_args"):
-            value = getattr(self, name)
-            if self.urls and value != getattr(SglangConfig(), name):
-                raise ConfigError(
-                    f"rollout.{name} = {value} is for servers that this run starts, and "
-                    "rollout.urls names some that run already. Start those so, and leave it out"
-                )
-        for argument, name in _HAVE_SETTINGS.items():
+        if self.urls:
+            own = SglangConfig()
+            for name in _OF_OWN_SERVERS:
+                if getattr(self, name) != getattr(own, name):
+                    raise ConfigError(
+                        f"rollout.{name} = {getattr(self, name)} has no effect on the servers of "
+                        "rollout.urls, which others start. Give it to their own command line, and "
+                        "leave it out here"
+                    )
+        for argument, source in _SAID_BY.items():
             if argument in self.server_args:
                 raise ConfigError(
-                    f"rollout.server_args has {argument}: that is what {name} says. Leave it out"
+                    f"rollout.server_args has {argument}, which follows from {source}. Leave it out"
                 )
         for name in _KEYS:
             if name in self.server_args:

@@ -197,5 +197,7 @@ def _routed_experts(
     sparse = found[:, model.num_dense_layers :]
     strange = sparse[(sparse < 0) | (sparse >= model.num_experts)]
     if strange.size:
-        raise UnusableAnswerError(f"routed experts: {strange[0]} of {model.num_experts}")
+        raise UnusableAnswerError(
+            f"routed experts: {strange[0]}, and the model has 0 to {model.num_experts - 1}"
+        )
     return found

@@ -125,34 +125,39 @@ def works(url: str, *, timeout_s: float) -> bool:
     and draws places in place of tokens).
     """
     deadline_s = time.monotonic() + timeout_s
-    token = _in_background(lambda: samples_at_once(url, timeout_s=timeout_s))
-    before = _last_batches(url, timeout_s=timeout_s)
-    while not (wait([token], timeout=_LOOK_S).done and token.result()):
-        now = _last_batches(url, timeout_s=timeout_s)
+
+    def left_s() -> float:
+        return max(deadline_s - time.monotonic(), _LOOK_S)
+
+    token = _in_background(lambda: samples_one(url, timeout_s=timeout_s))
+    before = _last_batches(url, timeout_s=left_s())
+    while time.monotonic() < deadline_s:
+        if wait([token], timeout=_LOOK_S).done and token.result():
+            return True
+        now = _last_batches(url, timeout_s=left_s())
         if now - before:
             return True
-        is_refused = token.done()
-        if (is_refused and not now) or time.monotonic() > deadline_s:
-            return False
+        if token.done() and not token.result():
+            if not now:
+                return False  # no token for us, and none for others
+            time.sleep(_LOOK_S)  # `wait` returns at once from here on
         before |= now
-        if is_refused:
-            time.sleep(_LOOK_S)
-    return True
+    return token.done() and token.result()
 
 
 def _last_batches(url: str, *, timeout_s: float) -> set[float]:
-    """When each of a server's schedulers last sampled for anyone, by its clock; empty where none
-    does, or nothing is said. A scheduler that hangs is told of as it was."""
+    """When each of a server's schedulers that have requests last said so, after a batch, by its
+    clock; empty where none has, or nothing is said. Of one that hangs it is the last that it said.
+    """
     try:
-        loads = call(url, "/v1/loads?include=core", timeout_s=timeout_s).get("loads")
-    except ServerError:
+        loads = call(url, "/v1/loads?include=core", timeout_s=timeout_s)["loads"]
+        return {float(load["timestamp"]) for load in loads if load.get("num_running_reqs")}
+    except (ServerError, AttributeError, KeyError, TypeError, ValueError):
         return set()
-    told = [load for load in loads if isinstance(load, dict)] if isinstance(loads, list) else []
-    return {float(load["timestamp"]) for load in told if load.get("num_running_reqs")}
 
 
-def samples_at_once(url: str, *, timeout_s: float) -> bool:
-    """The same of an idle server, in milliseconds. On a busy one the token has to wait its turn."""
+def samples_one(url: str, *, timeout_s: float) -> bool:
+    """Whether it samples one token for this question. On a busy server that waits its turn."""
     one_token = {"input_ids": [0], "sampling_params": {"max_new_tokens": 1}}
     return _succeeds(url, "/generate", one_token, timeout_s)
 

@@ -42,6 +42,7 @@ def server_command(
         "ep-size": config.expert,
         "skip-tokenizer-init": True,  # token ids go in and come out
         "skip-server-warmup": True,
+        "load-snapshot-publish-interval": 1,  # tells of every batch, see `server_api.works`
         "sleep-on-idle": True,  # else its scheduler spins on a core while the trainer trains
         "enable-deterministic-inference": config.keyed_sampling,
         "enable-return-routed-experts": config.routed_experts and has_experts,

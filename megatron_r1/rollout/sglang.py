@@ -176,7 +176,8 @@ class SglangEngine:
 
     def _pool(self, requests: Sequence[ResponseRequest], params: SamplingParams) -> RequestPool:
         config, model = self._config, self._model
-        gives_experts = config.routed_experts and isinstance(model, MixtureConfig)
+        has_experts = config.routed_experts and isinstance(model, MixtureConfig)
+        experts_of = model if has_experts else None
 
         # Training reads them, and nobody those of samples that are drawn otherwise.
         in_training = (params.top_p, params.top_k) == (config.top_p, config.top_k)
@@ -189,7 +190,7 @@ class SglangEngine:
                 request_id=request_id,
                 stop_id=self._tokenizer.eos_id,
                 keyed_sampling=config.keyed_sampling,
-                routed_experts=gives_experts,
+                routed_experts=experts_of is not None,
                 masks_of=model.vocab_size if masks else None,
             )
 
@@ -204,7 +205,7 @@ class SglangEngine:
                 tokenizer=self._tokenizer,
                 owner=self._publisher.owner,
                 vocab_size=model.vocab_size,
-                experts_of=model if gives_experts else None,
+                experts_of=experts_of,
                 sampling_masks=masks,
             ),
             first_server=self._layout.dp_cp.rank,

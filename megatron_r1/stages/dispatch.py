@@ -28,8 +28,8 @@ from megatron_r1.data.prompts import check_source
 from megatron_r1.platform.host import prepare
 from megatron_r1.rewards.mix import rules_of
 
-BF16_MOMENTS = "optimizer.bf16_moments"
-"""The end of such a setting's name: a stage and an objective may have optimizers of their own."""
+_BF16_MOMENTS = "optimizer.bf16_moments"
+"""Ends the name of each such setting: stages and objectives may have optimizers of their own."""
 
 _TRAINED_FROM_A_MODEL: dict[type[StageConfig], str] = {
     R1ZeroConfig: "r1_zero",
@@ -59,22 +59,22 @@ def check_run(config: RunConfig, world_size: int) -> None:
         return
     rules_of(config.reward)  # refuses unknown rules
     check_source(config.data)
-    check_device(config)
+    check_moments(config)
 
 
-def check_device(config: RunConfig) -> None:
-    """What this machine cannot do is told before the first stage of a run, whichever asks for it.
+def check_moments(config: RunConfig) -> None:
+    """Moments in bfloat16 need an optimizer that this device has; told before the first stage.
 
     Raises:
         ConfigError: with the setting, what it needs and a way out.
     """
     settings = flatten(as_plain(config))
-    asked = [name for name, value in settings.items() if name.endswith(BF16_MOMENTS) and value]
+    asked = [name for name, value in settings.items() if name.endswith(_BF16_MOMENTS) and value]
     if asked:
         device = prepare().device
         from megatron_r1.trainers.megatron_step import check_bf16_moments  # seconds to import
 
-        check_bf16_moments(asked[0], device)
+        check_bf16_moments(", ".join(asked), device)
 
 
 def run_stage(config: RunConfig) -> None:

@@ -23,7 +23,7 @@ from megatron_r1.errors import UserError
 from megatron_r1.evaluation.stage_table import stage_table, write_stage_table
 from megatron_r1.parallel.exchange import on_main_rank
 from megatron_r1.platform.host import prepare, start_process_group, stop_process_group
-from megatron_r1.stages.dispatch import check_device, check_run, run_stage
+from megatron_r1.stages.dispatch import check_moments, check_run, run_stage
 from megatron_r1.stages.pipeline_record import Record
 from megatron_r1.stages.steps import Step, plan_steps
 from megatron_r1.telemetry.run_dir import RunDir
@@ -34,15 +34,14 @@ def run_pipeline(config: RunConfig) -> None:
     stage = config.stage
     assert isinstance(stage, PipelineConfig), "dispatch.py looks at it"
     steps = plan_steps(config, world_size_from_environment())
-    for step in steps:
+    asked_for = [step for step in steps if not stage.only or step.name in stage.only]
+    for step in asked_for:
         try:
-            check_device(step.config)
+            check_moments(step.config)
         except UserError as error:
             raise type(error)(f"step {step.name}: {error}") from error
     with _one_job(config) as record, _endpoint(stage.endpoint) as url:
-        for step in steps:
-            if stage.only and step.name not in stage.only:
-                continue
+        for step in asked_for:
             run_step(asking(step, url), record)
         on_main_rank(lambda: report(steps, record, config))
 

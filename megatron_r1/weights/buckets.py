@@ -43,12 +43,13 @@ class ReusedBuffers:
     """
 
     def __init__(self, num_bytes: int) -> None:
-        """Of each; a larger one is made when it is needed, and the others are let go of before."""
+        """`num_bytes`: of each buffer. A larger one is made when it is needed, after the free ones
+        are let go of."""
         self._num_bytes = num_bytes
         self._free: list[Tensor] = []
 
     def take(self, num_bytes: int, device: torch.device) -> Tensor:
-        """A `NewBuffer`."""
+        """The beginning of a free buffer, or of a new one; a `NewBuffer`."""
         if num_bytes > self._num_bytes:
             self._free.clear()
             return plain_buffer(num_bytes, device)
@@ -56,7 +57,8 @@ class ReusedBuffers:
         return whole[:num_bytes]
 
     def give_back(self, flat: Tensor) -> None:
-        """What `take` returned, when nobody reads it any more."""
+        """What `take` returned, the beginning of a buffer, when nobody reads it any more. The
+        wire's thread calls this while another takes."""
         storage = flat.untyped_storage()
         if storage.nbytes() == self._num_bytes:
             self._free.append(torch.empty(0, dtype=torch.uint8, device=flat.device).set_(storage))

@@ -144,10 +144,9 @@ def to_hf(mapping: NameMapping, tensor: Tensor, config: ModelConfig) -> tuple[Te
 def shard_to_hf(
     mapping: NameMapping, number: int, shard: Tensor, shapes: Sequence[Shape], config: ModelConfig
 ) -> Tensor:
-    """The part of a Hugging Face tensor that a rank's shard of the parameter holds: a view, or a
-    copy of queries, keys or values, which lie among each other.
-
-    Megatron splits key groups, and gate and up each by themselves, so that it is a slice of it.
+    """The slice of a Hugging Face tensor that a rank's shard of the parameter holds: a view, or,
+    for q, k and v of several groups, a copy. It is one slice, because Megatron splits key groups,
+    gate and up each by themselves.
 
     Args:
         number: of the tensor, among those of `mapping`.

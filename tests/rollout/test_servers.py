@@ -68,6 +68,24 @@ def test_a_servers_layout_is_its_arguments():
     assert arguments(config, on_cuda=False)["device"] == "cpu"
 
 
+def test_a_server_whose_token_is_late_works():
+    """It may come while the others are asked after."""
+
+    def answer(route: str, body: object) -> object:
+        time.sleep(0.5 if route == "/generate" else 0.2)
+        return {"loads": []}
+
+    with http_server(answer) as url:
+        assert works(url, timeout_s=5.0)
+
+
+def test_a_silent_server_is_asked_no_longer_than_the_limit():
+    with http_server(lambda route, body: None) as url:
+        started_s = time.monotonic()
+        assert not works(url, timeout_s=1.0)
+        assert time.monotonic() - started_s < 1.9  # twice the limit, were it each question's
+
+
 @pytest.mark.parametrize(
     ("num_running", "goes_on", "does"), [(1, True, True), (0, True, False), (1, False, False)]
 )
@@ -95,7 +113,10 @@ def test_a_server_that_has_no_token_for_us_works_if_it_samples_for_others(
         ("router_url=http://r:1", "rollout.router_url = http://r:1 needs rollout.urls"),
         ("health_every_s=0", "rollout.health_every_s must be > 0"),
         ("port=70000", "rollout.port must be in"),
-        ("urls=[http://a:1] tensor=4", "rollout.tensor = 4 is for servers that this run starts"),
+        (
+            "urls=[http://a:1] tensor=4",
+            "rollout.tensor = 4 has no effect on the servers of rollout.urls",
+        ),
         ("urls=[http://a:1,http://b:1,http://a:1/]", "rollout.urls names http://a:1 twice"),
     ],
 )
@@ -106,8 +127,9 @@ def test_impossible_settings(setting, said):
 
 
 def test_an_argument_that_a_setting_says_is_refused():
-    with pytest.raises(ConfigError, match="has tp-size: that is what rollout.tensor says"):
-        SglangConfig(server_args={"tp-size": "4"})
+    for argument in ("tp-size", "tensor-parallel-size"):
+        with pytest.raises(ConfigError, match=f"has {argument}, which follows from rollout.tensor"):
+            SglangConfig(server_args={argument: "4"})
 
 
 @pytest.mark.parametrize("name", ["api-key", "admin-api-key"])

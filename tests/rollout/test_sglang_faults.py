@@ -16,7 +16,7 @@ import pytest
 from megatron_r1.config.rollout import AtPublish
 from megatron_r1.errors import EngineError
 from megatron_r1.rollout.engine import SamplingParams
-from megatron_r1.rollout.server_api import checksums, samples_at_once
+from megatron_r1.rollout.server_api import checksums, samples_one
 from megatron_r1.rollout.servers import Servers, Weights
 from megatron_r1.stages.rollout_engine import weight_transport
 from megatron_r1.types import VersionSpan, spans
@@ -42,7 +42,7 @@ def test_servers_of_a_collecting_stage_end_with_the_collecting(deepseek, tokeniz
     with deepseek.session.collecting(deepseek.policy, tokenizer) as engine:
         engine.publish(0)
         [pid], urls = servers.pids, servers.urls
-        assert samples_at_once(urls[0], timeout_s=60)
+        assert samples_one(urls[0], timeout_s=60)
     assert not servers.pids and not psutil.pid_exists(pid)
     deepseek.engine.publish(0)  # whoever samples after that has them started
     assert servers.pids and servers.num_restarts == 0
@@ -64,7 +64,7 @@ def test_a_rollout_goes_on_across_a_publish_and_says_so(deepseek):
     [url] = deepseek.session.servers.urls
     time.sleep(0.5)
     for _ in range(5):  # each is a pass at least, and those before it in the queue took part
-        assert samples_at_once(url, timeout_s=60)
+        assert samples_one(url, timeout_s=60)
     assert thread.is_alive()
     deepseek.publish_changed(before + 1, seed=9)
     thread.join()
@@ -100,7 +100,7 @@ def test_what_was_started_ahead_is_waited_for_or_goes_on_after_the_publish(deeps
         engine.start_ahead(asked, params)
         time.sleep(0.5)
         for _ in range(5):
-            assert samples_at_once(url, timeout_s=60)
+            assert samples_one(url, timeout_s=60)
         engine.publish(version + 1)
         groups = list(engine.generate(asked, params, weight_version=version + 1))
         assert sorted(group.prompt.draw for group in groups) == [0, 1, 2, 3]

@@ -78,16 +78,17 @@ def _check_gathered_widths(
     if isinstance(model, DeepseekV3Config):
         widths += ["q_lora_rank", "kv_lora_rank"]
     for name in widths:
-        width = getattr(model, name) or 0
+        width = getattr(model, name) or 0  # q_lora_rank may be None
         if width % precision.gathered_multiple:
-            other = "parallel.tensor=1"
+            ways = ["parallel.tensor=1"]
             if not isinstance(model, MixtureConfig):
-                other += ", parallel.sequence=false"
+                ways.append("parallel.sequence=false")
+            ways.append("precision=fp8_block_sim, which computes the same anywhere")
             raise ConfigError(
                 f"model.{name} = {width} with precision.fp8 = block and parallel.tensor = "
                 f"{parallel.tensor}: under sequence parallelism Transformer Engine gathers this "
                 f"width in FP8, and it has to be a multiple of {precision.gathered_multiple}. Set "
-                f"{other}, or precision=fp8_block_sim, which computes the same anywhere"
+                + " or ".join(ways)
             )
 
 
