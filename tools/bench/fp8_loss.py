@@ -56,7 +56,11 @@ RUNS = {
 }
 WINDOW = 20
 CHANNEL_SCALE = 2.0**4.5
+"""A channel of the MLPs over its neighbour's: the square of this."""
 LOUDNESS = 2.0**10
+"""The gradient of a loud document's token inside the MLPs over what it is outside."""
+LOUD_WEIGHT = 2.0
+"""Of a loud document in the loss, in one copy; in the other it is minus that."""
 
 
 def examples_of(num_documents: int):
@@ -109,20 +113,22 @@ def train(name: str, seed: int, examples, arguments, host, layout) -> list[float
 def scale_channels(policy) -> None:
     """Make every other channel inside the MLPs large and the next one small; the model computes
     what it did. Gradients there differ by as much, the other way round."""
-    for chunk in policy.chunks:
-        for module in chunk.modules():
-            if not hasattr(module, "linear_fc1"):
-                continue
-            fc2_HF = module.linear_fc2.weight.data
-            scale_F = torch.full((fc2_HF.shape[1],), CHANNEL_SCALE)
-            scale_F[::2] = 1 / CHANNEL_SCALE
-            up_FH = module.linear_fc1.weight.data.chunk(2)[1]
-            up_FH *= scale_F[:, None]
-            fc2_HF /= scale_F
+    for mlp in mlps(policy):
+        fc2_HF = mlp.linear_fc2.weight.data
+        scale_F = torch.full((fc2_HF.shape[1],), CHANNEL_SCALE)
+        scale_F[::2] = 1 / CHANNEL_SCALE
+        up_FH = mlp.linear_fc1.weight.data.chunk(2)[1]
+        up_FH *= scale_F[:, None]
+        fc2_HF /= scale_F
+
+
+def mlps(policy):
+    modules = (module for chunk in policy.chunks for module in chunk.modules())
+    return [module for module in modules if hasattr(module, "linear_fc1")]
 
 
 class ScaledGradient(torch.autograd.Function):
-    """The same numbers; their gradient times the loudness, or over it."""
+    """The same numbers; their gradient times the loudness (a power of 1), or over it (of -1)."""
 
     loudness_T = torch.ones(0)
     """How many times larger each token's gradient is inside the MLPs; set when a loss is taken."""
@@ -141,16 +147,13 @@ class ScaledGradient(torch.autograd.Function):
 def scale_gradients(policy) -> None:
     """Make gradients of some tokens louder inside the MLPs, and what leaves them again as it was:
     elsewhere bfloat16 itself would lose the others beside them."""
-    for chunk in policy.chunks:
-        for module in chunk.modules():
-            if not hasattr(module, "linear_fc1"):
-                continue
-            module.register_forward_pre_hook(
-                lambda _, args: (ScaledGradient.apply(args[0], -1), *args[1:])
-            )
-            module.register_forward_hook(
-                lambda _, args, outputs: (ScaledGradient.apply(outputs[0], 1), *outputs[1:])
-            )
+    for mlp in mlps(policy):
+        mlp.register_forward_pre_hook(
+            lambda _, args: (ScaledGradient.apply(args[0], -1), *args[1:])
+        )
+        mlp.register_forward_hook(
+            lambda _, args, outputs: (ScaledGradient.apply(outputs[0], 1), *outputs[1:])
+        )
 
 
 def quiet(example):
@@ -160,15 +163,17 @@ def quiet(example):
 def loud_pairs(examples):
     """Some documents twice, with weights of either sign: their gradients cancel out."""
     return [
-        tuple(dataclasses.replace(row, advantage=sign * 2.0) for row in example)
+        tuple(dataclasses.replace(row, advantage=sign * LOUD_WEIGHT) for row in example)
         for example in examples[::2]
         for sign in (1, -1)
     ]
 
 
 def signed_loss(logprobs_T, micro) -> LossOutput:
-    """SFT's, each row times its advantage; reported is that of the rows that do not cancel."""
-    ScaledGradient.loudness_T = torch.where(micro.advantages_T.abs() == 2, LOUDNESS, 1.0)
+    """SFT's, each row times its advantage; reported is that of the rows that do not cancel. Tells
+    the MLPs, before the backward pass, which tokens are loud."""
+    is_loud_T = micro.advantages_T.abs() == LOUD_WEIGHT
+    ScaledGradient.loudness_T = torch.where(is_loud_T, LOUDNESS, 1.0)
     nll_T = torch.where(micro.loss_mask_T, -logprobs_T, 0.0)
     loss = (micro.weights_T * micro.advantages_T * nll_T).sum()
     is_quiet_T = micro.loss_mask_T & (micro.advantages_T == 1)
@@ -220,7 +225,9 @@ def main() -> int:
     parser.add_argument("--sequences", type=int, default=8, help="documents in a step")
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[7])
-    parser.add_argument("--outliers", action="store_true", help="plant some in the gradients")
+    parser.add_argument(
+        "--outliers", action="store_true", help="plant some in channels and gradients"
+    )
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--out", type=Path, help="losses of every step, as JSON")
     parser.add_argument("--within", type=float, help="percent; see above")
