@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import rebuild_storage_filename, rebuild_tensor
 
+from megatron_r1.signals import children_outlive_sigterm
 from megatron_r1.weights.buckets import Message
 from megatron_r1.weights.engine_requests import Engine, EngineRequests, collect
 
@@ -26,7 +27,9 @@ def shared_buffer(num_bytes: int, device: torch.device) -> Tensor:
     """uint8 that other processes can be shown."""
     if device.type != "cpu":
         return torch.empty(num_bytes, dtype=torch.uint8, device=device)
-    storage = torch.UntypedStorage._new_using_filename_cpu(num_bytes)
+    # Torch's keeper of names starts with the first one; without it the next would end the process.
+    with children_outlive_sigterm():
+        storage = torch.UntypedStorage._new_using_filename_cpu(num_bytes)
     return torch.empty(0, dtype=torch.uint8).set_(storage)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -114,6 +116,28 @@ def test_messages_hold_each_byte_of_a_bucket_once():
         ends = [0, *(entry.stop for entry in message.entries)]
         assert [entry.start for entry in message.entries] == ends[:-1]
     assert len(name_table(config)) < sum(len(bucket.transfers) for bucket in plan.buckets)
+
+
+PREEMPTED = """
+import psutil, torch
+from megatron_r1.weights.engine_memory import shared_buffer
+
+before = shared_buffer(64, torch.device("cpu"))
+started = psutil.Process().children(recursive=True)
+for child in started:
+    child.terminate()
+psutil.wait_procs(started, timeout=0.5)
+after = shared_buffer(64, torch.device("cpu"))
+print(any("shm" in child.name() for child in started), after.numel())
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs POSIX shared memory")
+def test_a_sigterm_to_every_process_of_a_job_leaves_shared_memory():
+    program = [sys.executable, "-c", PREEMPTED]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["True", "64"]
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs POSIX shared memory")
