@@ -151,13 +151,14 @@ def inspect_layers() -> str:
 def describe_layers(device: torch.device, installed: Installed) -> str:
     """The layers that models get, which precisions there are, and why not all of them."""
     from megatron_r1.config.precision import DType, PrecisionConfig
-    from megatron_r1.models.precision import fit_names, parts_name
+    from megatron_r1.models.precision import fit_names, packs_attention, parts_name
 
     taken, of_float32 = (
         parts_name(PrecisionConfig(dtype=dtype), installed).replace("_", " ")
         for dtype in (DType.bfloat16, DType.float32)
     )
-    found = f"{taken} layers on {device.type}"
+    has_attention = packs_attention(PrecisionConfig(dtype=DType.bfloat16), installed)
+    found = f"{taken} layers{' and attention' if has_attention else ''} on {device.type}"
     if device.type != "cuda":
         return found
     if of_float32 != taken:

@@ -52,6 +52,18 @@ class Parts(Enum):
     bits of each factor (its `cublaslt_gemm.cu` asks for CUBLAS_COMPUTE_32F_FAST_TF32)."""
 
 
+class AttentionBy(Enum):
+    """Who attends between attention's linears, in training and prefill; decoding is ours."""
+
+    auto = "auto"
+    """Transformer Engine where the layers are its and `dtype` is bfloat16; else PyTorch."""
+    plain = "plain"
+    """PyTorch. Under context parallelism each rank gathers keys and values of the whole stream."""
+    transformer_engine = "transformer_engine"
+    """Transformer Engine, or an error. Under context parallelism keys and values go round the
+    ranks."""
+
+
 @dataclass(kw_only=True)
 class PrecisionConfig:
     """`precision=fp32`, the default everywhere; bf16, fp8_block, fp8_tensor, mxfp8 or
@@ -63,6 +75,7 @@ class PrecisionConfig:
     """The linears of attention and MLPs, experts among them. Embedding, head, router, norms, the
     attention between them and what joins prediction layers stay in `dtype`."""
     parts: Parts = Parts.auto
+    attention: AttentionBy = AttentionBy.auto
     power_of_two_scales: bool = True
     """With `fp8 = block_sim`: FP8 scales are powers of two, as Transformer Engine's always are
     here."""
@@ -86,6 +99,13 @@ class PrecisionConfig:
         return 128 if self.fp8 is Fp8.block else self.token_multiple
 
     def __post_init__(self) -> None:
+        by_engine = self.attention is AttentionBy.transformer_engine
+        if by_engine and self.dtype is not DType.bfloat16:
+            raise ConfigError(
+                f"precision.attention = transformer_engine with precision.dtype = "
+                f"{self.dtype.value}: its fused attention takes numbers of 16 bits alone. Set "
+                "precision.dtype=bfloat16, or precision.attention=auto"
+            )
         if self.fp8 is not Fp8.none and self.dtype is not DType.bfloat16:
             raise ConfigError(
                 f"precision.fp8 = {self.fp8.value} with precision.dtype = {self.dtype.value}: what "

@@ -5,7 +5,7 @@
     V value width              D latent width
 
 Weights, projections and their parallelism are Megatron-Core's; ours is what attention
-looks at.
+looks at. What training and prefill attend with is in `core_attention.py`.
 """
 
 from __future__ import annotations
@@ -49,18 +49,17 @@ class StreamSelfAttention(SelfAttention):
         q_THK = rotate(query.squeeze(1), *angles, interleaved=False)
         k_TGK = rotate(key.squeeze(1), *angles, interleaved=False)
         v_TGK = value.squeeze(1)
-        scale = k_TGK.shape[-1] ** -0.5
         if stream.cache is not None:
             columns = torch.cat((k_TGK.flatten(1), v_TGK.flatten(1)), dim=-1)
             rows_T, positions_T = stream.cache_rows_T, stream.positions_T
             stream.cache.write(self.layer_number, rows_T, positions_T, columns)
         if stream.decoding:
-            out_THK = self._decode(q_THK, stream, scale)
+            out_THK = self._decode(q_THK, stream)
         else:
-            out_THK = _core_attention(self, q_THK, k_TGK, v_TGK, stream, scale=scale)
+            out_THK = _core_attention(self, q_THK, k_TGK, v_TGK, stream)
         return self.linear_proj(out_THK.flatten(1).unsqueeze(1))
 
-    def _decode(self, q_THK: Tensor, stream: TokenStream, scale: float) -> Tensor:
+    def _decode(self, q_THK: Tensor, stream: TokenStream) -> Tensor:
         num_tokens, num_heads, width = q_THK.shape
         groups = self.num_query_groups_per_partition
         cached = stream.cache.read(self.layer_number, num_tokens, stream.max_context)
@@ -70,9 +69,7 @@ class StreamSelfAttention(SelfAttention):
         # Heads that share a key stand side by side, as if they were queries of one head.
         q_TGHK = q_THK.unflatten(1, (groups, num_heads // groups))
         mask = stream.context_mask_TC[:, None, None, :]
-        out_TGHK = F.scaled_dot_product_attention(
-            q_TGHK, k_TGCK, v_TGCK, attn_mask=mask, scale=scale
-        )
+        out_TGHK = F.scaled_dot_product_attention(q_TGHK, k_TGCK, v_TGCK, attn_mask=mask)
         return out_TGHK.flatten(1, 2)
 
 
@@ -149,7 +146,6 @@ class StreamLatentAttention(MLASelfAttention):
                 torch.cat((k_nope_THK, k_rope_THR), dim=-1),
                 v_THV,
                 stream,
-                scale=self.softmax_scale,
             )
         return self.linear_proj(out_THV.flatten(1).unsqueeze(1))
 
@@ -186,58 +182,10 @@ class StreamLatentAttention(MLASelfAttention):
 
 
 def _core_attention(
-    module: Attention, q: Tensor, k: Tensor, v: Tensor, stream: TokenStream, *, scale: float
+    module: Attention, q: Tensor, k: Tensor, v: Tensor, stream: TokenStream
 ) -> Tensor:
-    """`causal_attention`, computed again in the backward pass where `module` is told to."""
-    attend = partial(causal_attention, stream=stream, scale=scale)
+    """The module's core, computed again in the backward pass where `module` is told to."""
+    attend = partial(module.core_attention, stream=stream)
     if module.checkpoint_core_attention and module.training:
         return checkpoint(attend, False, q, k, v)
     return attend(q, k, v)
-
-
-def causal_attention(
-    q_THK: Tensor, k_TGK: Tensor, v_TGV: Tensor, stream: TokenStream, *, scale: float
-) -> Tensor:
-    """Block-diagonal causal attention: each token sees itself and the earlier ones of its sequence.
-
-    Sequences of like length are attended side by side as rectangles padded on the right, where the
-    causal mask already hides the padding from every real token. Under context parallelism each rank
-    gathers all keys and values and attends from its own tokens. Another attention for packed
-    sequences, such as Transformer Engine's, would take the place of this function.
-
-    Args:
-        k_TGK, v_TGV: H is a multiple of G; consecutive heads share a key.
-    Returns: [T, H, V].
-    """
-    value_width = v_TGV.shape[-1]
-    if value_width < k_TGK.shape[-1]:
-        # The fused kernels want one width for keys and values; zeros add nothing to the output.
-        v_TGV = F.pad(v_TGV, (0, k_TGK.shape[-1] - value_width))
-    if stream.context is not None:
-        k_TGK, v_TGV = (stream.context.join(x, sum_gradients=True) for x in (k_TGK, v_TGV))
-    repeats = q_THK.shape[1] // k_TGK.shape[1]
-    if repeats > 1:
-        k_TGK, v_TGV = (x.repeat_interleave(repeats, dim=1) for x in (k_TGK, v_TGV))
-    parts = []
-    for each in stream.length_classes:
-        out_SHQV = F.scaled_dot_product_attention(
-            _rectangle(q_THK, each.queries.index_SL),
-            _rectangle(k_TGK, each.keys.index_SL),
-            _rectangle(v_TGV, each.keys.index_SL),
-            attn_mask=None if each.mask_SQL is None else each.mask_SQL[:, None],
-            is_causal=each.mask_SQL is None,
-            scale=scale,
-        )
-        parts.append(out_SHQV.transpose(1, 2).flatten(0, 1))
-    out_THV = torch.cat(parts).index_select(0, stream.cells_T)
-    # Tokens of no sequence, which fill up a context rank's part, come last.
-    num_fill = q_THK.shape[0] - out_THV.shape[0]
-    if num_fill > 0:
-        out_THV = F.pad(out_THV, (0, 0, 0, 0, 0, num_fill))
-    return out_THV[..., :value_width]
-
-
-def _rectangle(x_THK: Tensor, index_SL: Tensor) -> Tensor:
-    """[S, H, L, K]: the tokens of each cell."""
-    cells = x_THK.index_select(0, index_SL.flatten())
-    return cells.unflatten(0, index_SL.shape).transpose(1, 2)

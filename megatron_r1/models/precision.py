@@ -18,6 +18,7 @@ grouped experts.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import re
 from collections.abc import Mapping
@@ -29,8 +30,9 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_r1.config.precision import DType, Fp8, Parts, PrecisionConfig
+from megatron_r1.config.precision import AttentionBy, DType, Fp8, Parts, PrecisionConfig
 from megatron_r1.errors import ConfigError
+from megatron_r1.models.core_attention import PackedAttention, PlainAttention
 from megatron_r1.models.fp8_linear import (
     Fp8ColumnLinear,
     Fp8Recipe,
@@ -61,6 +63,8 @@ class LayerParts:
     """Multi-latent attention's down-projections."""
     norm: Any
     latent_norm: Any
+    attention: Any = PlainAttention
+    """What attends between its linears."""
     grouped: tuple[Any, Any, Any] | None = None
     """Experts in grouped products: module, column, row. None: one MLP after another."""
 
@@ -153,8 +157,36 @@ def fit_names(installed: Installed) -> list[str]:
     return [*(fit if installed.transformer_engine else []), "fp8_block_sim", "bf16"]
 
 
+def packs_attention(precision: PrecisionConfig, installed: Installed) -> bool:
+    """Whether attention is Transformer Engine's.
+
+    Raises:
+        ConfigError: it was asked for and cannot be had; others are those of `parts_name`.
+    """
+    if precision.attention is AttentionBy.plain:
+        return False
+    if precision.attention is AttentionBy.transformer_engine:
+        if not installed.transformer_engine:
+            raise ConfigError(
+                "precision.attention = transformer_engine, and it cannot be had here "
+                f"({installed.engine_problem}). On a GPU machine: pip install -e '.[gpu]'. "
+                "Without: precision.attention=auto"
+            )
+        return True
+    takes_16_bits = precision.dtype is DType.bfloat16
+    return takes_16_bits and parts_name(precision, installed) == "transformer_engine"
+
+
 def layer_parts(precision: PrecisionConfig, installed: Installed) -> LayerParts:
-    """The parts for this precision on this machine; errors are those of `parts_name`."""
+    """The parts for this precision on this machine; errors are those of `parts_name` and
+    `packs_attention`."""
+    parts = _linears_and_norms(precision, installed)
+    if packs_attention(precision, installed):
+        return dataclasses.replace(parts, attention=_packed_attention())
+    return parts
+
+
+def _linears_and_norms(precision: PrecisionConfig, installed: Installed) -> LayerParts:
     match parts_name(precision, installed):
         case "simulation":
             return _simulation(precision)
@@ -246,6 +278,13 @@ def _transformer_engine() -> LayerParts:
         latent_norm=TeLatentNorm,
         grouped=(TEGroupedMLP, TEColumnParallelGroupedLinear, TERowParallelGroupedLinear),
     )
+
+
+def _packed_attention() -> ModuleSpec:
+    """Not run on a GPU yet: docs/gpu.md."""
+    from megatron.core.extensions.transformer_engine import TEDotProductAttention
+
+    return ModuleSpec(module=PackedAttention, params={"attend": TEDotProductAttention})
 
 
 def _apex() -> LayerParts:

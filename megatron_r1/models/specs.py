@@ -222,13 +222,6 @@ def _layer_spec(parts: LayerParts, attention: ModuleSpec, mlp: ModuleSpec) -> Mo
     )
 
 
-class _NoCoreAttention(torch.nn.Module):
-    """Megatron's attention classes build a core; ours attend in their own forward."""
-
-    def __init__(self, **unused: Any) -> None:
-        super().__init__()
-
-
 def _latent_attention_spec(parts: LayerParts) -> ModuleSpec:
     return ModuleSpec(
         module=StreamLatentAttention,
@@ -239,7 +232,7 @@ def _latent_attention_spec(parts: LayerParts) -> ModuleSpec:
             linear_q_up_proj=parts.column,
             linear_kv_down_proj=ColumnParallelLinear,
             linear_kv_up_proj=parts.column,
-            core_attention=_NoCoreAttention,
+            core_attention=parts.attention,
             linear_proj=parts.row,
             q_layernorm=parts.latent_norm,
             kv_layernorm=parts.latent_norm,
@@ -254,7 +247,7 @@ def _grouped_query_attention_spec(parts: LayerParts, *, qk_norm: bool) -> Module
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=parts.column,
-            core_attention=_NoCoreAttention,
+            core_attention=parts.attention,
             linear_proj=parts.row,
             q_layernorm=norm,
             k_layernorm=norm,

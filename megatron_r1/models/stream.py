@@ -107,6 +107,34 @@ class TokenStream(PackedSeqParams):
         tokens = torch.cat([rectangle.index_SL.flatten() for rectangle in queries])
         return valid.nonzero().squeeze(1)[tokens[valid].argsort()]
 
+    @cached_property
+    def packed(self) -> PackedSeqParams:
+        """Where sequences begin, as Transformer Engine's attention takes it: in the whole stream,
+        each filled up to what its context ranks hold."""
+        if self.context is None:
+            lengths = [length for length in self.seq_lengths if length]
+        else:
+            lengths = [self.context.cp.size * length for length in self.context.lengths if length]
+        device = self.positions_T.device
+        starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+        if self.context is None:
+            # Context ranks that sample have a stream each, and must not pass keys round.
+            ranks = dict(local_cp_size=1)
+        else:
+            ranks = dict(
+                cp_group=self.context.cp.group,
+                cu_seqlens_q_padded=starts,
+                cu_seqlens_kv_padded=starts,
+            )
+        return PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=starts,
+            cu_seqlens_kv=starts,
+            max_seqlen_q=max(lengths),
+            max_seqlen_kv=max(lengths),
+            **ranks,
+        )
+
     def take(self, values: Tensor, *, fill: int) -> Tensor:
         """values_T of the tokens that this rank holds, from those of the whole stream."""
         return values if self.context is None else self.context.take(values, fill=fill)

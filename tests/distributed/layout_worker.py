@@ -3,7 +3,8 @@
     main("reference", DIR, MODEL)           1 rank: what layouts are compared with
     main("compare", DIR, MODEL, LAYOUTS)    W ranks: DIR/results_W.json
 
-LAYOUTS is a list of settings of `conf/parallel`, without their prefix.
+LAYOUTS is a list of settings of `conf/parallel`, without their prefix. Of one with `packed`
+attention is handed the stream as Transformer Engine's is, of which there is a stand-in.
 
 The reference saves a checkpoint of a model that has made two steps (so that the expert bias and
 Adam's moments are not zero), then, from there, one step's loss, every gradient and the updated
@@ -21,7 +22,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ def build(
     from megatron_r1.parallel.layout import enter_layout
     from megatron_r1.trainers.megatron_step import MegatronStep
 
+    parallel = dict(parallel)
+    attention = packed_attention() if parallel.pop("packed", False) else nullcontext()
     # A vocabulary that 4 does not divide, layers that no pipeline does, micro-batches of a few
     # rows.
     overrides = list(FAMILIES.get(model_name, [f"model={model_name}"]))
@@ -71,11 +74,28 @@ def build(
     layout = enter_layout(config.parallel, seed=1)
     if layout.pp.size > 1:  # what stages send each other is of streams that are filled up
         config.precision = whole_tiles(config.precision)
+    head = Head.scalar if scalar_head else Head.vocabulary
+    with attention:
+        policy = Policy(config.model, layout, config.precision, host, seed=7, head=head)
     if scalar_head:
-        policy = Policy(config.model, layout, config.precision, host, seed=7, head=Head.scalar)
         return MegatronStep(policy, OptimizerConfig(lr=LR, beta2=0.99))
-    policy = Policy(config.model, layout, config.precision, host, seed=7)
     return MegatronStep(policy, OptimizerConfig(lr=LR, beta2=0.99), mtp_loss=0.3)
+
+
+@contextmanager
+def packed_attention() -> Iterator[None]:
+    """Models that are built here attend by the stand-in."""
+    from unittest.mock import patch
+
+    from megatron_r1.models import precision
+    from tests.models.packed_stand_in import in_place_of_transformer_engine
+
+    def layer_parts(*arguments: Any) -> precision.LayerParts:
+        parts = precision.layer_parts(*arguments)
+        return dataclasses.replace(parts, attention=in_place_of_transformer_engine())
+
+    with patch("megatron_r1.models.policy.layer_parts", layer_parts):
+        yield
 
 
 def whole_tiles(precision: Any) -> Any:

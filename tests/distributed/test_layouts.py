@@ -47,6 +47,15 @@ def test_other_families_compute_the_same_on_two_ranks(model, worlds, tmp_path):
     compare(worlds, (model, tmp_path), 2, list(OTHER_FAMILIES[model]))
 
 
+def test_attention_of_packed_streams_computes_the_same(worlds, reference):
+    """As Transformer Engine is handed it. With two stages streams are filled up at their end."""
+    cases = [
+        {"context": 2, "tensor": 2, "packed": True},
+        {"context": 2, "pipeline": 2, "recompute": "selective", "packed": True},
+    ]
+    compare(worlds, reference, 4, cases)
+
+
 def compare(
     worlds: Worlds, reference: tuple[str, Path], world_size: int, cases: list[Case]
 ) -> None:

@@ -14,12 +14,12 @@ from megatron_r1.algos.sft import sft_loss
 from megatron_r1.config.load import load_config
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.parallel import ParallelConfig
-from megatron_r1.config.precision import DType, Fp8, Parts, PrecisionConfig
+from megatron_r1.config.precision import AttentionBy, DType, Fp8, Parts, PrecisionConfig
 from megatron_r1.doctor import describe_layers
 from megatron_r1.errors import ConfigError
 from megatron_r1.models.fp8_linear import Fp8Recipe, fp8_linear
 from megatron_r1.models.policy import _mark_sharded_weights
-from megatron_r1.models.precision import Installed, parts_name, plain_name
+from megatron_r1.models.precision import Installed, packs_attention, parts_name, plain_name
 from megatron_r1.models.specs import transformer_config
 from megatron_r1.models.stream import TokenStream
 from megatron_r1.trainers.megatron_step import MegatronStep
@@ -441,10 +441,26 @@ def test_layers_of_transformer_engine_that_are_asked_for_are_there_or_an_error()
         precision(Fp8.block_sim, parts=Parts.transformer_engine)
 
 
+def test_attention_is_transformer_engines_where_its_layers_are_and_numbers_have_16_bits():
+    assert packs_attention(precision(), ENGINE) and packs_attention(precision(Fp8.block), ENGINE)
+    assert not packs_attention(precision(attention=AttentionBy.plain), ENGINE)
+    assert not packs_attention(precision(Fp8.block_sim), ENGINE)
+    assert not packs_attention(precision(), APEX)
+    assert not packs_attention(PrecisionConfig(parts=Parts.transformer_engine), ENGINE)
+    by_name = AttentionBy.transformer_engine
+    assert packs_attention(precision(Fp8.block_sim, attention=by_name), ENGINE)
+    with pytest.raises(ConfigError, match="cannot be had here.*pip install.*attention=auto"):
+        packs_attention(precision(attention=by_name), APEX)
+    with pytest.raises(ConfigError, match="precision.dtype = float32.*attention=auto"):
+        PrecisionConfig(attention=by_name)
+
+
 def test_the_doctor_says_which_precisions_have_other_layers():
     gpu = torch.device("cuda")
     said = describe_layers(gpu, ENGINE_ALONE)
-    assert said.startswith("transformer engine layers on cuda; plain with precision=fp32")
+    assert said.startswith(
+        "transformer engine layers and attention on cuda; plain with precision=fp32"
+    )
     assert "TF32" in said and "TF32" not in describe_layers(gpu, APEX)
     assert describe_layers(torch.device("cpu"), NOTHING) == "plain layers on cpu"
 

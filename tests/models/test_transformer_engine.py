@@ -43,6 +43,10 @@ def step_of(one_rank, model: str, *overrides: str, **optimizer) -> MegatronStep:
     return MegatronStep(one_rank.policy(config), OptimizerConfig(**optimizer))
 
 
+LINEARS_ALONE = "precision.attention=plain"
+"""Attention is computed alike on both sides of a comparison."""
+
+
 def updates(step: MegatronStep, count: int, batch: TrainBatch = BATCH) -> list[float]:
     """Losses before each of some updates from one batch."""
     losses = []
@@ -83,6 +87,27 @@ def test_the_model_is_the_same_with_either_parts(model, one_rank):
     assert (gradient - plain_gradient).norm() < 0.05 * plain_gradient.norm()
 
 
+DEEPSEEK_HEADS = ["model.qk_nope_head_dim=128", "model.qk_rope_head_dim=64", "model.v_head_dim=128"]
+
+
+@pytest.mark.parametrize(("model", "widths"), [("tiny_dense", []), ("tiny_v3", DEEPSEEK_HEADS)])
+@pytest.mark.parametrize("recompute", ["none", "selective"])
+def test_attention_is_the_same_with_either(model, widths, recompute, one_rank):
+    """In packed streams, keys of 192 and values of 128 among them."""
+    prefix = ["precision=bf16", f"parallel.recompute={recompute}", *widths]
+    engine = step_of(one_rank, model, *prefix, "precision.attention=transformer_engine")
+    plain = step_of(one_rank, model, *prefix, "precision.attention=plain")
+    cores = [step.policy.chunks[0].decoder.layers[0].self_attention for step in (engine, plain)]
+    named = [type(core.core_attention).__name__ for core in cores]
+    assert named == ["PackedAttention", "PlainAttention"]
+    batch = with_drawn_experts(BATCH, plain.policy.config)
+    (loss, gradient), (plain_loss, plain_gradient) = (
+        loss_and_gradient(step, batch) for step in (engine, plain)
+    )
+    assert loss == pytest.approx(plain_loss, rel=1e-2)
+    assert (gradient - plain_gradient).norm() < 0.05 * plain_gradient.norm()
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_either_parts_load_what_the_others_save(model, one_rank, tmp_path):
     engine = step_of(one_rank, model, "precision=bf16").policy
@@ -96,7 +121,7 @@ def test_fp8_agrees_with_its_simulation(model, one_rank):
     """The same codes: nearer to each other than to a computation without them. Experts are drawn,
     since a rounding that changes a token's expert changes a gradient by more than FP8 does."""
     names = ("fp8_block", "fp8_block_sim", "bf16")
-    steps = {name: step_of(one_rank, model, f"precision={name}") for name in names}
+    steps = {name: step_of(one_rank, model, f"precision={name}", LINEARS_ALONE) for name in names}
     batch = with_drawn_experts(BATCH, steps["bf16"].policy.config)
     losses, gradients = {}, {}
     for name, step in steps.items():
@@ -123,7 +148,7 @@ def test_fp8_learns_as_bfloat16_does(model, precision, one_rank):
     """No farther from bfloat16 than the simulation by a small factor, with drawn experts."""
     losses = {}
     for name in ("bf16", "fp8_block_sim", precision):
-        step = step_of(one_rank, model, f"precision={name}")
+        step = step_of(one_rank, model, f"precision={name}", LINEARS_ALONE)
         losses[name] = updates(step, 20, with_drawn_experts(BATCH, step.policy.config))
     exact = losses["bf16"]
     assert exact[-1] < 0.7 * exact[0]  # the batch is learnt by heart
