@@ -62,7 +62,7 @@ def asking(step: Step, url: str | None) -> Step:
 
 
 def run_step(step: Step, record: Record | None) -> None:
-    """Run one step if it has to be, under its fingerprint."""
+    """Run one step if it has to be; see `Record.decide`."""
     decision = on_main_rank(lambda: record.decide(step))
     on_main_rank(lambda: print(f"step {step.name}: {decision.what}", flush=True))
     if decision.is_done:

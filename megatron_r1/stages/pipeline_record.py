@@ -1,18 +1,16 @@
 """What a pipeline's steps were begun with and what they made: `pipeline.json`.
 
-What a step reads is known by content: files and models that its settings name are hashed, and a
-hash of those and of its other settings is the step's *fingerprint*. The record has that under which
-each step was begun, and done:
+What a step reads is known by content: files and models that its settings name are hashed. The
+record has those hashes and the other settings with which each step was begun, and done:
 
-    same fingerprint, done, what it made is as it was     nothing to do
-    same fingerprint, begun                               its run resumes
-    the fingerprint of what was set aside, whole          that comes back
-    anything else                                         its folder is set aside; it starts over
+    the same, done, what it made is as it was     nothing to do
+    the same, begun                               its run resumes
+    those of what was set aside, whole            that comes back
+    anything else                                 its folder is set aside; it starts over
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -22,13 +20,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from megatron_r1 import __version__
 from megatron_r1.checkpoint.artifacts import Hashes
 from megatron_r1.config.curation import CurateStageConfig
-from megatron_r1.config.load import to_yaml
-from megatron_r1.config.paths import flatten, is_read
+from megatron_r1.config.earlier import changed_settings, settings_of
+from megatron_r1.config.paths import is_read
 from megatron_r1.config.pipeline import EvaluationStageConfig
 from megatron_r1.config.run import RunConfig
 from megatron_r1.config.sft import R1Stage3Config
@@ -88,35 +84,34 @@ class Record:
             DataError: an input is not there, or its step is not done.
         """
         self._end_change(step)  # of a start that was killed
-        fingerprint, inputs = self._fingerprint(step)
-        known, aside = self.steps.get(step.name, {}), self.replaced.get(step.name, {})
-        if known.get("fingerprint") == fingerprint:
+        basis = self._basis(step)
+        known, aside = self.steps.get(step.name), self.replaced.get(step.name)
+        changed = _changed(known, basis, step) if known else []
+        if known and not changed:
             if known["status"] != "done":
                 return Decision(False, "goes on")
             if self._is_back(step, known):
                 return Decision(True, "done before")
-            changed = "what it made is not what it was"
-        elif aside.get("fingerprint") == fingerprint and self._is_back(step, aside):
+            what = "what it made is not what it was"
+        elif aside and not _changed(aside, basis, step) and self._is_back(step, aside):
             self.replaced.pop(step.name)
-            if known.get("status") == "done":
+            if known and known["status"] == "done":
                 self.replaced[step.name] = known
             self.steps[step.name] = aside
             self._write()
             return Decision(True, "done before, and set aside: it is back")
         else:
-            changed = self._what_changed(known, step, inputs)
+            what = f"starts over: {', '.join(changed[:4])} changed" if known else "begins"
         self._start_over(step)
         self.steps[step.name] = {
             "status": "begun",
-            "fingerprint": fingerprint,
             "stage": step.config.stage.name,
             "folder": step.name,
             "program": program(),
-            "settings": self._settings(step)[0],
-            "inputs": inputs,
+            **basis,
         }
         self._write()
-        return Decision(False, changed)
+        return Decision(False, what)
 
     def done(self, step: Step, seconds: float) -> None:
         row = self.steps[step.name]
@@ -146,14 +141,14 @@ class Record:
             return False
         row = self.steps[step.name]
         try:
-            fingerprint, _ = self._fingerprint(step)
+            changed = _changed(row, self._basis(step), step)
         except DataError:
             return False
-        same = row["fingerprint"] == fingerprint
-        return same and self._holds(self._dir / step.name, step, row)
+        return not changed and self._holds(self._dir / step.name, step, row)
 
-    def _fingerprint(self, step: Step) -> tuple[str, dict[str, dict[str, str]]]:
-        settings, paths = self._settings(step)
+    def _basis(self, step: Step) -> dict[str, dict[str, Any]]:
+        """What a step depends on: `settings`, and its `inputs` by their content."""
+        settings, paths = _settings_and_paths(step)
         inputs = {}
         for setting, path in paths.items():
             maker = step.inputs.get(setting, "").partition(":")[0]
@@ -170,24 +165,7 @@ class Record:
             inputs[setting] = {"path": path, "sha256": found}
             if setting in step.inputs:
                 inputs[setting]["from"] = step.inputs[setting]
-        content = {key: row["sha256"] for key, row in inputs.items()}
-        text = json.dumps([settings, content], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest(), inputs
-
-    def _settings(self, step: Step) -> tuple[dict[str, Any], dict[str, str]]:
-        """(what a step makes depends on: setting -> value, setting -> path of what it reads)."""
-        tree = flatten(OmegaConf.to_container(OmegaConf.create(to_yaml(step.config))))
-        left_out = (*_NOT_PART_GROUPS, *unused_groups(step.config.stage))
-        settings: dict[str, Any] = {}
-        paths: dict[str, str] = {}
-        for key, value in tree.items():
-            if key.startswith(left_out) or key.endswith(HOW_NOT_WHAT):
-                continue
-            if key in step.inputs or (value and is_read(key)):
-                paths[key] = str(value)
-            else:
-                settings[key] = value
-        return settings, paths
+        return {"settings": settings, "inputs": inputs}
 
     def _outputs(self, step: Step, folder: Path) -> dict[str, str | None]:
         return {
@@ -222,21 +200,6 @@ class Record:
         if on_its_way.is_dir():
             on_its_way.rename(aside if folder.is_dir() else folder)
 
-    def _what_changed(
-        self, known: dict[str, Any], step: Step, inputs: dict[str, dict[str, str]]
-    ) -> str:
-        if not known:
-            return "begins"
-        before, now = known.get("settings", {}), self._settings(step)[0]
-        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-        known_inputs = known.get("inputs", {})
-        changed += [
-            key
-            for key, row in inputs.items()
-            if known_inputs.get(key, {}).get("sha256") != row["sha256"]
-        ]
-        return f"starts over: {', '.join(changed[:4]) or 'its inputs'} changed"
-
     def _start_over(self, step: Step) -> None:
         """An empty folder. What it held is kept, once; but what was never done takes no place from
         what was. Whatever happens meanwhile, the record says nothing of a folder that is not whole.
@@ -260,6 +223,31 @@ class Record:
     def _write(self) -> None:
         write_json(self._path, {"steps": self.steps, "replaced": self.replaced})
         self._hashes.save()
+
+
+def _settings_and_paths(step: Step) -> tuple[dict[str, Any], dict[str, str]]:
+    """(what a step makes depends on: setting -> value, setting -> path of what it reads)."""
+    left_out = (*_NOT_PART_GROUPS, *unused_groups(step.config.stage))
+    settings: dict[str, Any] = {}
+    paths: dict[str, str] = {}
+    for key, value in settings_of(step.config).items():
+        if key.startswith(left_out) or key.endswith(HOW_NOT_WHAT):
+            continue
+        if key in step.inputs or (value and is_read(key)):
+            paths[key] = str(value)
+        else:
+            settings[key] = value
+    return settings, paths
+
+
+def _changed(row: dict[str, Any], basis: dict[str, dict[str, Any]], step: Step) -> list[str]:
+    """What a step was begun with and is not to be made from now."""
+    before, now = (
+        {key: found["sha256"] for key, found in inputs.items()}
+        for inputs in (row["inputs"], basis["inputs"])
+    )
+    contents = sorted(key for key in before | now if before.get(key) != now.get(key))
+    return [*changed_settings(row["settings"], basis["settings"], step.config), *contents]
 
 
 @cache

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from megatron_r1.config.earlier import changed_settings, settings_of
 from megatron_r1.config.load import to_yaml, world_size_from_environment
 from megatron_r1.config.paths import flatten
 from megatron_r1.config.pipeline import PipelineConfig
@@ -124,11 +125,10 @@ class RunDir:
             raise RunDirError(
                 f"{saved_file} cannot be read: {error}. Restore it, or run.overwrite=true"
             ) from error
-        own = _settings(config)
         changed = [
-            f"{key}: {saved.get(key)} -> {own.get(key)}"
-            for key in sorted(saved.keys() | own.keys())
-            if saved.get(key) != own.get(key) and not _may_change(key)
+            f"{key}: {before} -> {now}"
+            for key, (before, now) in changed_settings(saved, settings_of(config), config).items()
+            if not _may_change(key)
         ]
         if changed:
             raise RunDirError(
@@ -203,15 +203,11 @@ class RunDir:
 
     def _write(self, config: RunConfig) -> None:
         # A file that is missing now, which its reader will say, is still what the run began with.
-        settings, before = _settings(config), self._inputs_before()
+        settings, before = settings_of(config), self._inputs_before()
         missing = {key: row for key, row in before.items() if settings.get(key) == row["path"]}
         with replace_file(self.path / "config.yaml") as draft:
             draft.write_text(to_yaml(config))
         write_json(self.path / "manifest.json", manifest(config, {**missing, **self._inputs}))
-
-
-def _settings(config: RunConfig) -> dict[str, Any]:
-    return flatten(OmegaConf.to_container(OmegaConf.create(to_yaml(config))))
 
 
 def _may_change(setting: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import json
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from megatron_r1 import __version__
 from megatron_r1.config.load import _SCHEMAS, load_config
 from megatron_r1.config.paths import is_read
 from megatron_r1.errors import ConfigError, DataError
-from megatron_r1.stages.pipeline_record import Record
+from megatron_r1.stages.pipeline_record import RECORD, Record
 from megatron_r1.stages.steps import Step, plan_steps
 from megatron_r1.telemetry.run_dir import RunDir
 from tests.stages.test_pipeline import listed, step
@@ -69,6 +70,23 @@ def test_another_judge_changes_what_is_judged(tmp_path):
         **dict.fromkeys(("base", "zero", "three"), "done before"),
         "judged": changed,
     }
+
+
+def test_what_an_earlier_program_made_is_done(tmp_path):
+    """It had no such setting, and did what is its default now."""
+    run_all(tmp_path)
+    file = tmp_path / "p" / RECORD
+    saved = json.loads(file.read_text())
+    for row in saved["steps"].values():
+        del row["settings"]["precision.attention"]
+    file.write_text(json.dumps(saved))
+    record, steps = pipeline(tmp_path)
+    assert {record.decide(found).what for found in steps.values()} == {"done before"}
+    record, steps = pipeline(
+        tmp_path, f"+stage.changes.zero={listed(['precision.attention=plain'])}"
+    )
+    assert record.decide(steps["base"]).is_done
+    assert record.decide(steps["zero"]).what == "starts over: precision.attention changed"
 
 
 def test_a_mistaken_setting_costs_its_own_run(tmp_path):

@@ -63,6 +63,21 @@ def test_another_configuration_is_another_run(tmp_path):
     RunDir(config(tmp_path, "algo.kl_beta=0.5", "run.overwrite=true")).close()
 
 
+def test_a_run_of_an_earlier_program_goes_on_with_what_came_later_at_its_default(tmp_path):
+    path = begun_run(tmp_path)
+    saved = yaml.safe_load((path / "config.yaml").read_text())
+    del saved["precision"]["attention"], saved["stage"]["base"]["optimizer"]["bf16_moments"]
+    (path / "config.yaml").write_text(yaml.safe_dump(saved))
+    with pytest.raises(RunDirError, match=r"configuration \(precision.attention: auto -> plain\)"):
+        RunDir(config(tmp_path, "precision.attention=plain"))
+    RunDir(config(tmp_path)).close()
+    # What the program has no more, and may have meant something.
+    saved["precision"]["rounding"] = "stochastic"
+    (path / "config.yaml").write_text(yaml.safe_dump(saved))
+    with pytest.raises(RunDirError, match=r"precision.rounding: stochastic -> None"):
+        RunDir(config(tmp_path))
+
+
 def test_another_seed_is_another_run(tmp_path):
     RunDir(config(tmp_path)).close()
     (tmp_path / "quickstart/metrics.jsonl").touch()
