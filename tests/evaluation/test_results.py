@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from megatron_r1.config.evaluation import SuiteConfig, SuiteFormat
@@ -103,13 +105,8 @@ def test_a_judge_that_is_down_ends_it_and_is_asked_again_for_the_rest(tmp_path):
     correct = Reply('{"analysis": "same", "correctness": "correct"}')
 
     def fails_after(number: int):
-        served = []
-
-        def answer(body):
-            served.append(body)
-            return correct if len(served) <= number else Reply(status=503)
-
-        return answer
+        numbers = itertools.count(1)  # requests come side by side: one step counts and tells
+        return lambda body: correct if next(numbers) <= number else Reply(status=503)
 
     def judged_by(answer):
         with judge_server(answer) as endpoint:
