@@ -148,19 +148,30 @@ def inspect_layers() -> str:
     return describe_layers(device, Installed.on(device))
 
 
+_HEADS = {"heads of 128": (28, 4, 128, 128), "latent heads of 192 and 128": (128, 128, 192, 128)}
+"""Qwen2.5's and DeepSeek-V3's: heads, key groups, widths of keys and of values."""
+
+
 def describe_layers(device: torch.device, installed: Installed) -> str:
     """The layers that models get, which precisions there are, and why not all of them."""
     from megatron_r1.config.precision import DType, PrecisionConfig
+    from megatron_r1.models.packed_attention import Heads
     from megatron_r1.models.precision import fit_names, packs_attention, parts_name
 
     taken, of_float32 = (
         parts_name(PrecisionConfig(dtype=dtype), installed).replace("_", " ")
         for dtype in (DType.bfloat16, DType.float32)
     )
-    has_attention = packs_attention(PrecisionConfig(dtype=DType.bfloat16), installed)
-    found = f"{taken} layers{' and attention' if has_attention else ''} on {device.type}"
+    found = f"{taken} layers on {device.type}"
     if device.type != "cuda":
         return found
+    attended = [
+        name
+        for name, heads in _HEADS.items()
+        if packs_attention(PrecisionConfig(dtype=DType.bfloat16), installed, Heads(*heads))
+    ]
+    if attended:
+        found += f", its attention for {' and '.join(attended)}"
     if of_float32 != taken:
         found += f"; {of_float32} with precision=fp32, which the former multiply in TF32"
     problems = {"Transformer Engine": installed.engine_problem, "Apex": installed.apex_problem}

@@ -56,7 +56,8 @@ class AttentionBy(Enum):
     """Who attends between attention's linears, in training and prefill; decoding is ours."""
 
     auto = "auto"
-    """Transformer Engine where the layers are its and `dtype` is bfloat16; else PyTorch."""
+    """Transformer Engine where the layers are its, `dtype` is bfloat16 and it has a fused one for
+    the model's heads on this device; else PyTorch."""
     plain = "plain"
     """PyTorch. Under context parallelism each rank gathers keys and values of the whole stream."""
     transformer_engine = "transformer_engine"

@@ -3,8 +3,8 @@
     T tokens of the stream     H heads of this rank       S x L sequences as a padded rectangle
     K query and key width      G key heads of this rank   V value width
 
-Two that compute the same: `PlainAttention` by PyTorch on any device, `PackedAttention` by
-Transformer Engine. Megatron's attention modules build one as their `core_attention`.
+By PyTorch, on any device; `packed_attention.py` has it by Transformer Engine. Megatron's attention
+modules build one of the two as their `core_attention`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
-from megatron_r1.errors import ConfigError
 from megatron_r1.models.stream import TokenStream
 
 
@@ -34,53 +32,6 @@ class PlainAttention(torch.nn.Module):
     def forward(self, q_THK: Tensor, k_TGK: Tensor, v_TGV: Tensor, stream: TokenStream) -> Tensor:
         """As `causal_attention`."""
         return causal_attention(q_THK, k_TGK, v_TGV, stream, scale=self._scale)
-
-
-class PackedAttention(torch.nn.Module):
-    """Transformer Engine's attention over a packed stream.
-
-    Under context parallelism keys and values go round the ranks (ring attention,
-    arXiv:2310.01889), which hold early and late chunks of every sequence as `ContextShard` cuts
-    them. What fills a sequence up to whole chunks counts as its last tokens: the causal mask hides
-    them from all others.
-    """
-
-    def __init__(self, *, attend: Any, **core: Any) -> None:
-        """
-        Args:
-            attend: Megatron-Core's `TEDotProductAttention`.
-            core: what Megatron's attention modules build their core of.
-        """
-        super().__init__()
-        self._attend = attend(**core)
-
-    def forward(self, q_THK: Tensor, k_TGK: Tensor, v_TGV: Tensor, stream: TokenStream) -> Tensor:
-        """As `causal_attention`.
-
-        Raises:
-            ConfigError: Transformer Engine has none for these widths on this device.
-        """
-        num_tokens, num_heads, _ = q_THK.shape
-        num_held = num_tokens if stream.context is None else sum(stream.context.lengths)
-        q_THK, k_TGK, v_TGV = (x[:num_held].contiguous() for x in (q_THK, k_TGK, v_TGV))
-        try:
-            out = self._attend(
-                q_THK,
-                k_TGK,
-                v_TGV,
-                None,
-                AttnMaskType.padding_causal,
-                packed_seq_params=stream.packed,
-            )
-        except ValueError as error:
-            raise ConfigError(
-                f"Transformer Engine's attention takes no {q_THK.dtype} queries and keys of width "
-                f"{q_THK.shape[-1]} with values of width {v_TGV.shape[-1]} on this device "
-                f"({error}). PyTorch's does: precision.attention=plain"
-            ) from error
-        out_THV = out.view(num_held, num_heads, -1)
-        # Tokens of no sequence, which fill up a context rank's part, come last.
-        return F.pad(out_THV, (0, 0, 0, 0, 0, num_tokens - num_held))
 
 
 def causal_attention(

@@ -27,6 +27,7 @@ from megatron_r1.models.init import chunk_state_dict, initialize_weights
 from megatron_r1.models.kv_cache import KvCache
 from megatron_r1.models.moe import number_routers
 from megatron_r1.models.mtp import StreamModel
+from megatron_r1.models.packed_attention import Heads
 from megatron_r1.models.precision import Installed, layer_parts, plain_name
 from megatron_r1.models.rope import RopeTable
 from megatron_r1.models.specs import block_spec, prediction_spec, transformer_config
@@ -66,7 +67,8 @@ class Policy:
         self.host = host
         self.precision = precision
         self.dtype = _DTYPES[precision.dtype]
-        self.parts = layer_parts(precision, Installed.on(host.device))
+        heads = Heads.of(config, layout.config)
+        self.parts = layer_parts(precision, Installed.on(host.device), heads)
         self.megatron_config = transformer_config(
             config,
             layout.config,

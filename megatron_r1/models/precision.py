@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +32,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_r1.config.precision import AttentionBy, DType, Fp8, Parts, PrecisionConfig
 from megatron_r1.errors import ConfigError
-from megatron_r1.models.core_attention import PackedAttention, PlainAttention
+from megatron_r1.models.core_attention import PlainAttention
 from megatron_r1.models.fp8_linear import (
     Fp8ColumnLinear,
     Fp8Recipe,
@@ -40,6 +40,7 @@ from megatron_r1.models.fp8_linear import (
     Fp8RowLinear,
 )
 from megatron_r1.models.layers import LatentNorm, ReplicatedLinear, RmsNorm
+from megatron_r1.models.packed_attention import Heads, PackedAttention, fused_attention_problem
 
 _RECIPES = {
     Fp8.block: ("blockwise", "e4m3"),
@@ -80,6 +81,7 @@ class Installed:
     apex_problem: str = ""
     unfit: Mapping[Fp8, str] = field(default_factory=dict)
     """What Transformer Engine cannot compute on this device, and its reason."""
+    attention_problem: Callable[[Heads], str] = fused_attention_problem
 
     @staticmethod
     def on(device: torch.device) -> Installed:
@@ -157,7 +159,7 @@ def fit_names(installed: Installed) -> list[str]:
     return [*(fit if installed.transformer_engine else []), "fp8_block_sim", "bf16"]
 
 
-def packs_attention(precision: PrecisionConfig, installed: Installed) -> bool:
+def packs_attention(precision: PrecisionConfig, installed: Installed, heads: Heads) -> bool:
     """Whether attention is Transformer Engine's.
 
     Raises:
@@ -165,23 +167,26 @@ def packs_attention(precision: PrecisionConfig, installed: Installed) -> bool:
     """
     if precision.attention is AttentionBy.plain:
         return False
-    if precision.attention is AttentionBy.transformer_engine:
-        if not installed.transformer_engine:
-            raise ConfigError(
-                "precision.attention = transformer_engine, and it cannot be had here "
-                f"({installed.engine_problem}). On a GPU machine: pip install -e '.[gpu]'. "
-                "Without: precision.attention=auto"
-            )
-        return True
+    by_name = precision.attention is AttentionBy.transformer_engine
     takes_16_bits = precision.dtype is DType.bfloat16
-    return takes_16_bits and parts_name(precision, installed) == "transformer_engine"
+    is_wanted = takes_16_bits and parts_name(precision, installed) == "transformer_engine"
+    if not (by_name or is_wanted):
+        return False
+    problem = installed.engine_problem or installed.attention_problem(heads)
+    if by_name and problem:
+        raise ConfigError(
+            f"precision.attention = transformer_engine, and it cannot be had here ({problem}). On "
+            "a GPU machine: pip install -e '.[gpu]'. PyTorch's, where Transformer Engine has none: "
+            "precision.attention=auto"
+        )
+    return not problem
 
 
-def layer_parts(precision: PrecisionConfig, installed: Installed) -> LayerParts:
+def layer_parts(precision: PrecisionConfig, installed: Installed, heads: Heads) -> LayerParts:
     """The parts for this precision on this machine; errors are those of `parts_name` and
     `packs_attention`."""
     parts = _linears_and_norms(precision, installed)
-    if packs_attention(precision, installed):
+    if packs_attention(precision, installed, heads):
         return dataclasses.replace(parts, attention=_packed_attention())
     return parts
 

@@ -126,12 +126,13 @@ class TokenStream(PackedSeqParams):
                 cu_seqlens_q_padded=starts,
                 cu_seqlens_kv_padded=starts,
             )
+        longest = max(2, *lengths)  # cuDNN has no latent attention for one token
         return PackedSeqParams(
             qkv_format="thd",
             cu_seqlens_q=starts,
             cu_seqlens_kv=starts,
-            max_seqlen_q=max(lengths),
-            max_seqlen_kv=max(lengths),
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
             **ranks,
         )
 

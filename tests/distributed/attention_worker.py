@@ -27,6 +27,14 @@ KINDS = {
         ["model.qk_nope_head_dim=128", "model.qk_rope_head_dim=64", "model.v_head_dim=128"],
     ),
 }
+PASSES = {
+    "an update": (True, True),
+    "prompts of its own": (False, False),
+    "log-probabilities": (True, False),
+    "another update": (True, True),
+    "an empty step of sampling": (False, False),
+}
+"""One after another by the same module: whether context ranks share a stream, whether it trains."""
 
 
 def main(path: str) -> None:
@@ -38,55 +46,48 @@ def main(path: str) -> None:
 
 
 def gaps_of(host: Host, model: str, widths: list[str]) -> dict[str, float]:
+    """By pass."""
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.transformer.enums import AttnMaskType
 
     from megatron_r1.config.load import load_config
-    from megatron_r1.models.core_attention import PackedAttention, PlainAttention
+    from megatron_r1.models.core_attention import PlainAttention
+    from megatron_r1.models.packed_attention import Heads, PackedAttention
     from megatron_r1.models.specs import transformer_config
-    from megatron_r1.models.stream import TokenStream
-    from megatron_r1.parallel.context import ContextShard
     from megatron_r1.parallel.layout import enter_layout
 
     config = load_config([f"model={model}", *widths, f"parallel.context={dist.get_world_size()}"])
     layout = enter_layout(config.parallel, seed=1)
     dtype = torch.bfloat16 if host.is_cuda else torch.float32
-    megatron = transformer_config(config.model, config.parallel, dtype, config.precision)
-    num_heads, num_groups = megatron.num_attention_heads, megatron.num_query_groups
-    is_latent = megatron.multi_latent_attention
-    key_width = 192 if is_latent else megatron.kv_channels
-    value_width = 128 if is_latent else key_width
+    heads = Heads.of(config.model, config.parallel)
     packed = PackedAttention(
         attend=attend_of(host),
-        config=megatron,
+        config=transformer_config(config.model, config.parallel, dtype, config.precision),
         layer_number=1,
         attn_mask_type=AttnMaskType.causal,
         attention_type="self",
-        k_channels=key_width,
-        v_channels=value_width,
-        pg_collection=ProcessGroupCollection.use_mpu_process_groups(["tp", "cp"]),
+        k_channels=heads.key_width,
+        v_channels=heads.value_width,
         softmax_scale=SCALE,
+        pg_collection=ProcessGroupCollection.use_mpu_process_groups(["tp", "cp"]),
     )
-    # Filled up at its end: tokens of no sequence.
-    shard = ContextShard.of(LENGTHS, layout.cp, pad_to_multiple=64, device=host.device)
-    stream = TokenStream(seq_lengths=LENGTHS, context=shard)
-    positions = torch.cat([torch.arange(n, device=host.device) for n in LENGTHS])
-    stream.positions_T = stream.take(positions, fill=0)
-    draw = torch.Generator().manual_seed(0)
-    shapes = ((num_heads, key_width), (num_groups, key_width), (num_groups, value_width))
-    shapes += ((num_heads, value_width),)
-    q, k, v, grad = (
-        shard.take(torch.randn(sum(LENGTHS), *shape, generator=draw).to(host.device, dtype), fill=0)
-        for shape in shapes
-    )
-    found = [
-        taken_back(attend, (q, k, v), grad, stream)
-        for attend in (packed, PlainAttention(softmax_scale=SCALE))
-    ]
-    return {
-        name: float((one - other).abs().max() / other.abs().max())
-        for name, one, other in zip(("out", "q", "k", "v"), *found, strict=True)
-    }
+    plain = PlainAttention(softmax_scale=SCALE)
+    gaps = {}
+    for name, (is_shared, trains) in PASSES.items():
+        if is_shared:
+            stream = stream_of(LENGTHS, layout.cp, host)
+        else:
+            own = (1,) if "empty" in name else LENGTHS[layout.cp.rank :]
+            stream = stream_of(own, None, host)
+        packed.train(trains)
+        inputs, grad = drawn(heads, stream, dtype)
+        with torch.set_grad_enabled(trains):
+            found = [outcomes(attend, inputs, grad, stream) for attend in (packed, plain)]
+        gaps[name] = max(
+            float((one - other).abs().max() / other.abs().max())
+            for one, other in zip(*found, strict=True)
+        )
+    return gaps
 
 
 def attend_of(host: Host) -> type:
@@ -99,13 +100,52 @@ def attend_of(host: Host) -> type:
     return PackedStandIn
 
 
-def taken_back(
+def stream_of(lengths: tuple[int, ...], cp: Any, host: Host) -> Any:
+    """Of ranks that share it each part is filled up at its end by tokens of no sequence."""
+    from megatron_r1.models.stream import TokenStream
+    from megatron_r1.parallel.context import ContextShard
+
+    context = None
+    if cp is not None:
+        context = ContextShard.of(lengths, cp, pad_to_multiple=64, device=host.device)
+    stream = TokenStream(seq_lengths=lengths, context=context)
+    positions = torch.cat([torch.arange(n, device=host.device) for n in lengths])
+    stream.positions_T = stream.take(positions, fill=0)
+    return stream
+
+
+def drawn(heads: Any, stream: Any, dtype: torch.dtype) -> tuple[tuple[Tensor, ...], Tensor]:
+    """(queries, keys and values; gradient of the output), 0 where no sequence is."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = (
+        (heads.num_heads, heads.key_width),
+        (heads.num_groups, heads.key_width),
+        (heads.num_groups, heads.value_width),
+        (heads.num_heads, heads.value_width),
+    )
+    device = stream.positions_T.device
+    *inputs, grad = (
+        stream.take(
+            torch.randn(sum(stream.seq_lengths), *shape, generator=draw).to(device, dtype), fill=0
+        )
+        for shape in shapes
+    )
+    return tuple(inputs), grad
+
+
+def outcomes(
     attend: torch.nn.Module, inputs: tuple[Tensor, ...], grad: Tensor, stream: Any
 ) -> list[Tensor]:
-    """Output and gradients, of the tokens of sequences."""
-    inputs = tuple(x.clone().requires_grad_() for x in inputs)
+    """Output, and gradients where it trains, of the tokens of sequences."""
+    trains = torch.is_grad_enabled()
+    inputs = tuple(x.clone().requires_grad_(trains) for x in inputs)
     out = attend(*inputs, stream)
     assert out.shape == grad.shape
-    out.backward(grad)  # 0 where no sequence is
-    is_token = stream.context.own_t >= 0
-    return [x[is_token].float() for x in (out.detach(), *(x.grad for x in inputs))]
+    found = [out.detach()]
+    if trains:
+        out.backward(grad)
+        found += [x.grad for x in inputs]
+    is_token = torch.ones_like(stream.positions_T, dtype=torch.bool)
+    if stream.context is not None:
+        is_token = stream.context.own_t >= 0
+    return [x[is_token].float() for x in found]

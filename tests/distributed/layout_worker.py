@@ -58,7 +58,7 @@ def build(
     from megatron_r1.trainers.megatron_step import MegatronStep
 
     parallel = dict(parallel)
-    attention = packed_attention() if parallel.pop("packed", False) else nullcontext()
+    is_packed = parallel.pop("packed", False)
     # A vocabulary that 4 does not divide, layers that no pipeline does, micro-batches of a few
     # rows.
     overrides = list(FAMILIES.get(model_name, [f"model={model_name}"]))
@@ -75,8 +75,12 @@ def build(
     if layout.pp.size > 1:  # what stages send each other is of streams that are filled up
         config.precision = whole_tiles(config.precision)
     head = Head.scalar if scalar_head else Head.vocabulary
-    with attention:
+    with packed_attention() if is_packed else nullcontext():
         policy = Policy(config.model, layout, config.precision, host, seed=7, head=head)
+    for chunk in policy.chunks:
+        cores = [m.core_attention for m in chunk.modules() if hasattr(m, "core_attention")]
+        expected = "PackedAttention" if is_packed else "PlainAttention"
+        assert {type(core).__name__ for core in cores} <= {expected}
     if scalar_head:
         return MegatronStep(policy, OptimizerConfig(lr=LR, beta2=0.99))
     return MegatronStep(policy, OptimizerConfig(lr=LR, beta2=0.99), mtp_loss=0.3)
@@ -84,7 +88,7 @@ def build(
 
 @contextmanager
 def packed_attention() -> Iterator[None]:
-    """Models that are built here attend by the stand-in."""
+    """Models that are built here attend by the stand-in, in all layers."""
     from unittest.mock import patch
 
     from megatron_r1.models import precision

@@ -8,8 +8,8 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_r1.errors import ConfigError
-from megatron_r1.models.core_attention import PackedAttention, PlainAttention, causal_attention
+from megatron_r1.models.core_attention import PlainAttention, causal_attention
+from megatron_r1.models.packed_attention import PackedAttention
 from megatron_r1.models.stream import Rectangle, group_by_length
 from tests.models.builders import logits_of, random_tokens, stream_of
 from tests.models.families import FAMILIES, load_family
@@ -75,17 +75,6 @@ def test_a_packed_stream_is_attended_as_rectangles_are(lengths, key_width, value
     out = attend(q, k, v, stream_of(lengths))
     expected = PlainAttention()(q, k, v, stream_of(lengths))
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
-
-
-def test_widths_that_transformer_engine_does_not_take_are_told_with_a_way_out(monkeypatch):
-    def refuse(*arguments, **named):
-        raise ValueError("No dot product attention backend is available for the provided inputs.")
-
-    monkeypatch.setattr(PackedStandIn, "forward", refuse)
-    attend = packed_attention(num_groups=1, key_width=24, value_width=16)
-    q, k, v = torch.zeros(4, 3, 24), torch.zeros(4, 1, 24), torch.zeros(4, 1, 16)
-    with pytest.raises(ConfigError, match=r"width 24 .* width 16 .*precision.attention=plain"):
-        attend(q, k, v, stream_of([4]))
 
 
 def test_equal_scores_average_what_a_token_may_see():

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from megatron.core.transformer.spec_utils import ModuleSpec
 from torch.testing import assert_close
 
 from megatron_r1.algos.sft import sft_loss
@@ -17,10 +18,18 @@ from megatron_r1.config.parallel import ParallelConfig
 from megatron_r1.config.precision import AttentionBy, DType, Fp8, Parts, PrecisionConfig
 from megatron_r1.doctor import describe_layers
 from megatron_r1.errors import ConfigError
+from megatron_r1.models.core_attention import PlainAttention
 from megatron_r1.models.fp8_linear import Fp8Recipe, fp8_linear
+from megatron_r1.models.packed_attention import Heads, PackedAttention, fused_attention_problem
 from megatron_r1.models.policy import _mark_sharded_weights
-from megatron_r1.models.precision import Installed, packs_attention, parts_name, plain_name
-from megatron_r1.models.specs import transformer_config
+from megatron_r1.models.precision import (
+    Installed,
+    layer_parts,
+    packs_attention,
+    parts_name,
+    plain_name,
+)
+from megatron_r1.models.specs import block_spec, prediction_spec, transformer_config
 from megatron_r1.models.stream import TokenStream
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.weights.fp8_files import is_quantized
@@ -30,10 +39,11 @@ from tests.models.builders import logits_of
 from tests.rollout.test_inprocess import generate, prompts
 from tests.trainers.test_megatron_step import BATCH, LENGTHS
 
-NOTHING = Installed(transformer_engine=False, apex=False)
-ENGINE = Installed(transformer_engine=True, apex=True)
-ENGINE_ALONE = Installed(transformer_engine=True, apex=False)
-APEX = Installed(transformer_engine=False, apex=True)
+ABSENT = "No module named 'transformer_engine'"
+NOTHING = Installed(transformer_engine=False, apex=False, engine_problem=ABSENT)
+ENGINE = Installed(transformer_engine=True, apex=True, attention_problem=lambda heads: "")
+ENGINE_ALONE = dataclasses.replace(ENGINE, apex=False)
+APEX = dataclasses.replace(NOTHING, apex=True)
 
 
 def precision(fp8: Fp8 = Fp8.none, **more) -> PrecisionConfig:
@@ -441,26 +451,113 @@ def test_layers_of_transformer_engine_that_are_asked_for_are_there_or_an_error()
         precision(Fp8.block_sim, parts=Parts.transformer_engine)
 
 
-def test_attention_is_transformer_engines_where_its_layers_are_and_numbers_have_16_bits():
-    assert packs_attention(precision(), ENGINE) and packs_attention(precision(Fp8.block), ENGINE)
-    assert not packs_attention(precision(attention=AttentionBy.plain), ENGINE)
-    assert not packs_attention(precision(Fp8.block_sim), ENGINE)
-    assert not packs_attention(precision(), APEX)
-    assert not packs_attention(PrecisionConfig(parts=Parts.transformer_engine), ENGINE)
+HEADS = Heads(num_heads=16, num_groups=16, key_width=192, value_width=128)
+UNFUSED = Installed(
+    transformer_engine=True,
+    apex=False,
+    attention_problem=lambda heads: f"none of {heads.key_width}",
+)
+"""As on an Ampere GPU."""
+
+
+def test_attention_is_transformer_engines_where_its_layers_are_and_it_has_a_fused_one():
+    def packs(asked: PrecisionConfig, installed: Installed) -> bool:
+        return packs_attention(asked, installed, HEADS)
+
     by_name = AttentionBy.transformer_engine
-    assert packs_attention(precision(Fp8.block_sim, attention=by_name), ENGINE)
-    with pytest.raises(ConfigError, match="cannot be had here.*pip install.*attention=auto"):
-        packs_attention(precision(attention=by_name), APEX)
+    assert packs(precision(), ENGINE) and packs(precision(Fp8.block), ENGINE)
+    assert not packs(precision(attention=AttentionBy.plain), ENGINE)
+    assert not packs(precision(Fp8.block_sim), ENGINE)
+    assert packs(precision(Fp8.block_sim, attention=by_name), ENGINE)
+    assert not packs(precision(), APEX)
+    assert not packs(precision(), UNFUSED)
+    assert not packs(PrecisionConfig(parts=Parts.transformer_engine), ENGINE)
+    for installed, problem in ((APEX, "No module named"), (UNFUSED, "none of 192")):
+        with pytest.raises(ConfigError, match=rf"\({problem}.*pip install.*attention=auto"):
+            packs(precision(attention=by_name), installed)
     with pytest.raises(ConfigError, match="precision.dtype = float32.*attention=auto"):
         PrecisionConfig(attention=by_name)
+
+
+@pytest.mark.megatron
+@pytest.mark.parametrize("model", ["tiny_v3", "tiny_qwen3_moe", "tiny_dense"])
+def test_every_layer_attends_by_what_was_chosen(model):
+    overrides = [f"model={model}", "precision=fp8_block_sim"]
+    if model == "tiny_v3":
+        overrides.append("model.num_mtp_layers=1")
+    config = load_config(overrides)
+    heads = Heads.of(config.model, config.parallel)
+    megatron = transformer_config(config.model, config.parallel, torch.float32, config.precision)
+
+    def cores(attention: AttentionBy) -> set[type]:
+        asked = dataclasses.replace(config.precision, attention=attention)
+        parts = layer_parts(asked, ENGINE, heads)
+        count = config.model.num_layers
+        block = block_spec(config.model, megatron, parts, first_layer=0, num_layers=count)
+        layers = block.layer_specs
+        if (ahead := prediction_spec(config.model, megatron, parts)) is not None:
+            layers += [layer.submodules.transformer_layer for layer in ahead.submodules.layer_specs]
+        found = [layer.submodules.self_attention.submodules.core_attention for layer in layers]
+        return {core.module if isinstance(core, ModuleSpec) else core for core in found}
+
+    assert cores(AttentionBy.transformer_engine) == {PackedAttention}
+    assert cores(AttentionBy.plain) == {PlainAttention}
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "heads"),
+    [
+        ("deepseek_v3", dict(tensor=8), (16, 16, 192, 128, 1)),
+        ("qwen2.5_7b", dict(tensor=4, context=2), (7, 1, 128, 128, 2)),
+    ],
+)
+def test_heads_of_a_rank(model, layout, heads):
+    config = load_config([f"model={model}"])
+    assert Heads.of(config.model, ParallelConfig(**layout)) == Heads(*heads)
+
+
+ASKED = """
+from dataclasses import dataclass, field
+
+asked = []
+
+class AttentionParams:
+    def __init__(self, **named):
+        self.__dict__ |= named
+
+def get_attention_backend(params):
+    asked.append(params)
+    by_cudnn = params.head_dim_v <= 128 and not (params.is_training and params.max_seqlen_q > 9999)
+    return params.head_dim_v == 64, None, by_cudnn, 1, True, [False, by_cudnn, True]
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the real one may be here")
+def test_transformer_engine_is_asked_for_a_fused_attention_of_all_that_will_be_run(packages):
+    packages(
+        **{"transformer_engine__pytorch__attention__dot_product_attention__utils": ASKED},
+    )
+    flash = dataclasses.replace(HEADS, value_width=64)
+    assert fused_attention_problem(flash) == ""
+    from transformer_engine.pytorch.attention.dot_product_attention.utils import asked
+
+    told = {(a.is_training, a.max_seqlen_q, a.context_parallel, a.num_gqa_groups) for a in asked}
+    assert told == {(t, n, False, 16) for t in (True, False) for n in (2, 32768)}
+    assert "sequences of 32768 tokens in training" in fused_attention_problem(HEADS)
+    wide = dataclasses.replace(HEADS, value_width=256, context_ranks=4)
+    assert "256, 4 context ranks and packed sequences of 8 tokens" in fused_attention_problem(wide)
 
 
 def test_the_doctor_says_which_precisions_have_other_layers():
     gpu = torch.device("cuda")
     said = describe_layers(gpu, ENGINE_ALONE)
-    assert said.startswith(
-        "transformer engine layers and attention on cuda; plain with precision=fp32"
+    both = "its attention for heads of 128 and latent heads of 192 and 128"
+    assert said.startswith(f"transformer engine layers on cuda, {both}; plain with precision=fp32")
+    grouped_alone = dataclasses.replace(
+        ENGINE, attention_problem=lambda heads: "" if heads.key_width == 128 else "no"
     )
+    assert "its attention for heads of 128;" in describe_layers(gpu, grouped_alone)
+    assert "its attention" not in describe_layers(gpu, UNFUSED)
     assert "TF32" in said and "TF32" not in describe_layers(gpu, APEX)
     assert describe_layers(torch.device("cpu"), NOTHING) == "plain layers on cpu"
 
