@@ -180,6 +180,15 @@ def describe_layers(device: torch.device, installed: Installed) -> str:
     return "; ".join([found, *(f"no {name}: {why}" for name, why in problems.items() if why)])
 
 
+def inspect_kernels() -> str:
+    """What R1_KERNELS asks for; commands that compute refuse what cannot be had."""
+    require("torch")
+    from megatron_r1.command import check_environment
+
+    check_environment()
+    return f"R1_KERNELS={os.environ.get('R1_KERNELS', 'auto')}"
+
+
 def inspect_slurm() -> str:
     version = run_command("sbatch", "--version").removeprefix("slurm ")
     try:
@@ -295,6 +304,13 @@ CHECKS = (
         partial(inspect_module, "triton", "triton"),
         "our kernels, SGLang's kernels",
         "pip install triton (1 GB)",
+    ),
+    Check(
+        "kernels",
+        inspect_kernels,
+        "log-probabilities, conversions to FP8",
+        "unset R1_KERNELS, or R1_KERNELS=auto: Triton where it runs, plain PyTorch elsewhere",
+        required=True,
     ),
     Check(
         "SGLang",

@@ -115,6 +115,17 @@ def test_a_backend_of_kernels_that_there_is_not(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it may be had here")
+def test_a_backend_of_kernels_that_this_device_cannot_run(tmp_path):
+    asked = {"R1_KERNELS": "triton", "TRITON_INTERPRET": "0"}
+    done = train(*BASE, f"run.root={tmp_path}", **asked)
+    assert done.returncode == 2, done.stderr[-2000:]
+    (message,) = done.stderr.splitlines()
+    assert message.startswith("ConfigError: R1_KERNELS=triton on cpu: ")
+    assert "R1_KERNELS=auto" in message
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_base_model(tmp_path):
     message = refused(*ZERO, f"run.root={tmp_path}")
     assert "model.init_from=DIR" in message

@@ -14,6 +14,7 @@ from megatron_r1.doctor import (
     Status,
     can_train,
     inspect_apex,
+    inspect_kernels,
     inspect_python,
     inspect_sandbox,
     inspect_slurm,
@@ -163,6 +164,27 @@ def test_training_needs_what_is_required_and_nothing_else():
     assert not can_train([fine, no_core])
     assert render([fine, no_core]).endswith("Training cannot run here before this is mended: core.")
     assert json.loads(to_json([fine, no_core]))["can_train"] is False
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("auto", None),
+        ("foo", "ConfigError: R1_KERNELS must be auto, reference or triton, got 'foo'"),
+        ("triton", "ConfigError: R1_KERNELS=triton on cpu: "),
+    ],
+)
+def test_a_backend_of_kernels_that_cannot_be_had_stops_training(monkeypatch, asked, found):
+    monkeypatch.setenv("R1_KERNELS", asked)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (kernels,) = (check for check in CHECKS if check.inspect is inspect_kernels)
+    probed = probe(kernels)
+    assert can_train([probed]) == (found is None)
+    if found:
+        assert probed.detail.startswith(found)
+        assert render([probed]).endswith("before this is mended: kernels.")
+        assert "R1_KERNELS=auto" in probed.remedy
 
 
 def test_every_check_has_a_name_of_its_own_and_a_remedy():
