@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 from megatron_r1.config.load import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -45,3 +48,23 @@ def test_it_runs_on_any_device():
     *_, row = done.stdout.splitlines()
     precision, ms, _, tflops, mfu = (cell.strip() for cell in row.strip("| ").split("|"))
     assert precision == "fp32" and float(ms) > 0 and float(mfu.rstrip("%")) > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is measured here")
+@pytest.mark.parametrize(
+    ("asked", "way_out"),
+    [
+        ([], "On a CPU say what to time: "),
+        (["--precision", "fp8_block", "--tokens", "40", *SMALL], "precision=fp8_block_sim"),
+    ],
+)
+def test_what_needs_a_gpu_is_one_line_without_one(asked, way_out):
+    command = [sys.executable, ROOT / "tools/bench/layer_mfu.py", *asked]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 2, done.stderr[-2000:]
+    (message,) = done.stderr.splitlines()
+    assert message.startswith("ConfigError: ") and way_out in message
+    if not asked:  # the way out is one
+        command += message.partition(way_out)[2].split()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0 and "| fp32 " in done.stdout, done.stderr[-2000:]

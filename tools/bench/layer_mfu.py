@@ -2,7 +2,7 @@
 
     python tools/bench/layer_mfu.py                          on a GPU: bf16 and fp8_block
     python tools/bench/layer_mfu.py --layer mixture --tokens 8192 --precision bf16
-    python tools/bench/layer_mfu.py --tokens 64 --precision fp32 model.hidden_size=64
+    python tools/bench/layer_mfu.py model.hidden_size=64 --tokens 64 --precision fp32
 
 The layer is the model's own, between an embedding and a final norm, which are timed with it and do
 not count as work; the embedding is small. Model FLOPs utilisation (PaLM, arXiv:2204.02311 appendix
@@ -19,15 +19,18 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from megatron_r1.command import run_command
 from megatron_r1.config.load import load_config
 from megatron_r1.config.model import DeepseekV3Config
 from megatron_r1.config.parallel import ParallelConfig
+from megatron_r1.errors import ConfigError
 from megatron_r1.models.size import count_parameters
 from megatron_r1.platform.host import prepare, start_process_group
 from megatron_r1.telemetry.table import render_table
@@ -35,6 +38,7 @@ from megatron_r1.telemetry.table import render_table
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "B200": 2250.0}
 """bfloat16, dense, from NVIDIA's data sheets."""
 VOCABULARY = 512
+ON_A_CPU = "model.hidden_size=64 --tokens 64 --precision fp32"
 LAYERS = {"dense": 1, "mixture": 0}
 """Dense layers of the one."""
 
@@ -93,17 +97,32 @@ def seconds(run: Callable[[], None], host: Any) -> float:
     return time.perf_counter() - started_s
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--layer", choices=LAYERS, default="dense")
-    parser.add_argument("--precision", nargs="+", default=["bf16", "fp8_block"])
+    parser.add_argument("--precision", nargs="+", help="on a GPU bf16 and fp8_block")
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--length", type=int, default=4096, help="tokens of a sequence")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--peak-tflops", type=float, help="of the device, bfloat16 and dense")
     parser.add_argument("overrides", nargs="*", help="of the configuration")
     arguments = parser.parse_intermixed_args()
+    return run_command(lambda: measure(arguments))
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Print the table.
+
+    Raises:
+        ConfigError: this device cannot compute what was asked for.
+    """
     host = prepare()
+    if not (host.is_cuda or arguments.precision):
+        raise ConfigError(
+            "a layer of DeepSeek-V3's width in bf16 and fp8_block wants a GPU, and there is none. "
+            f"On a CPU say what to time: {ON_A_CPU}"
+        )
+    precisions = arguments.precision or ["bf16", "fp8_block"]
     start_process_group(host, timeout_minutes=10)
     device = torch.cuda.get_device_name() if host.is_cuda else "CPU"
     peak = arguments.peak_tflops or next(
@@ -112,7 +131,7 @@ def main() -> None:
     from megatron_r1.parallel.layout import enter_layout
 
     layout = enter_layout(ParallelConfig(), seed=1)
-    passes = {name: pass_of(name, arguments, host, layout) for name in arguments.precision}
+    passes = {name: pass_of(name, arguments, host, layout) for name in precisions}
     for run, _ in passes.values():
         seconds(run, host)  # compiles and allocates
     times_s = {name: [] for name in passes}
@@ -133,4 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
