@@ -307,3 +307,26 @@ def test_other_codes_and_other_tiles_are_refused_by_both(backend, device):
     for other in (codes.view(torch.uint8), matrix.to(torch.float8_e5m2), matrix):
         with pytest.raises(ValueError, match=f"must be torch.float8_e4m3fn, got {other.dtype}"):
             dequantize(other, scales, torch.float32, backend=backend)
+    for dtype in (torch.uint8, torch.int32, torch.float64, FP8):
+        other = torch.ones(1, 2, device=device).to(dtype)
+        with pytest.raises(ValueError, match=f"scales must be .*e8m0fnu, got {dtype}"):
+            dequantize(codes, other, torch.float32, backend=backend)
+        with pytest.raises(ValueError, match=f"kept scales must be .*e8m0fnu, got {dtype}"):
+            quantize(matrix, other, backend=backend)
+    for dtype in (torch.int32, torch.bool, torch.float64, torch.complex64):
+        with pytest.raises(ValueError, match=f"float32, bfloat16 or float16, got {dtype}"):
+            quantize(matrix.to(dtype), backend=backend)
+
+
+@pytest.mark.parametrize("backend", [Backend.reference, Backend.triton])
+def test_scales_may_be_narrow_floats_and_exponents_alone(backend, device):
+    """A byte of E8M0 is a power of two; read as a number, 2 would be 128."""
+    codes = random_codes(3, 200, seed=0).to(device)
+    scales = torch.tensor([[2.0, 0.25]], device=device)
+    expected = dequantize(codes, scales, torch.bfloat16, backend=backend)
+    for dtype in (torch.float8_e8m0fnu, torch.bfloat16, torch.float16):
+        narrow = scales.to(dtype)
+        assert torch.equal(dequantize(codes, narrow, torch.bfloat16, backend=backend), expected)
+        again, kept = quantize(expected, narrow, backend=backend)
+        assert same_bytes(again, codes) and kept.dtype is torch.float32
+        assert torch.equal(kept, scales)

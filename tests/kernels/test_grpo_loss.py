@@ -114,6 +114,15 @@ def test_a_nan_of_a_token_that_counts_is_in_the_loss(place):
 
 
 @pytest.mark.parametrize("backend", [Backend.reference, Backend.triton])
+def test_only_the_trained_logprobs_get_a_gradient(backend, device):
+    *numbers, mask_T = problem(5, device=device)
+    numbers = [x.float().requires_grad_() for x in numbers]
+    loss, _ = grpo_loss(*numbers, mask_T, eps_low=0.2, eps_high=0.2, kl_beta=0.1, backend=backend)
+    loss.backward()
+    assert numbers[0].grad.any() and all(x.grad is None for x in numbers[1:])
+
+
+@pytest.mark.parametrize("backend", [Backend.reference, Backend.triton])
 def test_other_tokens_are_never_read(backend, device):
     tensors = [x if x.dtype is torch.bool else x.float() for x in problem(40, device=device)]
     mask_T = tensors[-1]
@@ -128,8 +137,9 @@ def test_other_tokens_are_never_read(backend, device):
 
 def test_mistakes_are_named():
     tensors = problem(4)
-    with pytest.raises(ValueError, match="eps_low and eps_high must be > 0, got 0 and 1"):
-        grpo_loss(*tensors, eps_low=0, eps_high=1)
+    for low, high in ((0, 1), (1, 0), (0.2, -0.2), (math.nan, 1), (1, math.nan)):
+        with pytest.raises(ValueError, match=f"eps_high must be > 0, got {low} and {high}"):
+            grpo_loss(*tensors, eps_low=low, eps_high=high)
     tensors[1] = tensors[1][:3]
     with pytest.raises(ValueError, match=r"'logprobs_old_T': \[3\]"):
         grpo_loss(*tensors, eps_low=0.2, eps_high=0.2)

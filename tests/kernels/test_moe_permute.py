@@ -113,6 +113,11 @@ def test_mistakes_are_named():
         place(torch.tensor([[0, 3]]), 3)
     with pytest.raises(ValueError, match=r"experts must be int64, got torch.int32"):
         place(torch.tensor([[0, 1]], dtype=torch.int32), 3)
+    with pytest.raises(ValueError, match=r"experts must be a matrix, .* got shape \[2\]"):
+        place(torch.tensor([0, 1]), 2)
+    for multiple in (0, 1.5, 2.0):
+        with pytest.raises(ValueError, match=f"integer >= 1, got {multiple}"):
+            place(torch.tensor([[0], [1]]), 2, multiple=multiple)
     placement = place(torch.tensor([[0], [1]]), 2)
     with pytest.raises(ValueError, match="the placement 2 rows"):
         permute(torch.zeros(3, 4), placement)

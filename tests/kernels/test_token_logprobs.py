@@ -255,9 +255,36 @@ def test_what_is_frozen_gets_no_gradient():
 
 def test_mistakes_are_named():
     hidden_TD, weight_VD, targets_T, _ = problem(3, 4, 5)
-    with pytest.raises(ValueError, match="temperature must be > 0, got 0"):
-        token_logprobs(hidden_TD, weight_VD, targets_T, temperature=0)
+    for temperature in (0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"temperature must be > 0, got {temperature}"):
+            token_logprobs(hidden_TD, weight_VD, targets_T, temperature=temperature)
+    for dtype in (torch.float32, torch.int32, torch.bool):
+        with pytest.raises(ValueError, match=rf"targets_T must be torch.int64, got {dtype}"):
+            token_logprobs(hidden_TD, weight_VD, targets_T.to(dtype))
+    with pytest.raises(ValueError, match=r"hidden_TD .* torch.int64.* do not fit together"):
+        token_logprobs(hidden_TD.long(), weight_VD.long(), targets_T)
+    with pytest.raises(ValueError, match=r"weight_vD \[0, 4\]"):
+        token_logprobs(hidden_TD, weight_VD[:0], targets_T)
     with pytest.raises(ValueError, match=r"hidden_TD \[3, 4\].*weight_vD \[5, 3\]"):
         token_logprobs(hidden_TD, weight_VD[:, :3], targets_T)
     with pytest.raises(ValueError, match="float64 and targets_T"):
         token_logprobs(hidden_TD.float(), weight_VD, targets_T)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_that_do_not_fit_are_refused_before_they_are_read(backend, device):
+    logits_Tv, columns_T = torch.zeros(3, 5, device=device), torch.arange(3, device=device)
+    row_T = torch.zeros(3, device=device)
+    how = dict(backend=backend)
+    with pytest.raises(ValueError, match=r"'columns_T': \[2\].*shape \[3, 5\]"):
+        logit_statistics(logits_Tv, columns_T[:2], **how)
+    with pytest.raises(ValueError, match=r"contiguous rows, .*strides \(1, 5\)"):
+        logit_statistics(logits_Tv.T, torch.arange(5, device=device), **how)
+    with pytest.raises(ValueError, match=r"at least one column, .*\[3, 0\]"):
+        logit_statistics(logits_Tv[:, :0], columns_T, **how)
+    with pytest.raises(ValueError, match="columns_T must be torch.int64, got torch.float32"):
+        logit_statistics(logits_Tv, row_T, **how)
+    for wrong in ("peak_T", "log_sum_T", "grad_T"):
+        rows = dict(peak_T=row_T, log_sum_T=row_T, grad_T=row_T) | {wrong: row_T[:2]}
+        with pytest.raises(ValueError, match=rf"'{wrong}': \[2\]"):
+            logit_gradient(logits_Tv, columns_T, **rows, **how)
