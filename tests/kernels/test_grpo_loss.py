@@ -72,6 +72,24 @@ def test_triton_agrees_with_float64(num_tokens, kl_beta, device):
     assert_close(run(single, backend=Backend.triton, **settings), expected, **F32)
 
 
+@pytest.mark.parametrize("log_ratio", [1e-4, -1e-4, 0.24, -0.24])
+def test_kl_near_a_ratio_of_1_loses_no_digits(log_ratio, device):
+    """k3 of 1e-4 is 5e-9, and e^x - 1 in float32 is off by 6e-8, more than ten times as much. Its
+    gradient, with no advantage beside it, is -kl_beta (e^x - 1). Log-probabilities are as small as
+    their differences, so that these are the same in float64."""
+    logprobs_T = torch.linspace(-5, 5, 8) * log_ratio
+    tensors = [logprobs_T, logprobs_T - log_ratio, logprobs_T + log_ratio, torch.zeros(8)]
+    tensors = [x.to(device) for x in (*tensors, torch.ones(8), torch.ones(8, dtype=torch.bool))]
+    settings = dict(eps_low=0.5, eps_high=0.5, kl_beta=1.0)
+    exact = [x if x.dtype is torch.bool else x.double() for x in tensors]
+    wanted, wanted_5, wanted_T = run(exact, backend=Backend.reference, **settings)
+    # Triton sums the series. The definition's expm1(x) is off by 2^-24 x, and k3 is x^2 / 2.
+    for backend, rtol in ((Backend.triton, 2e-6), (Backend.reference, 2**-22 / abs(log_ratio))):
+        loss, sums_5, grad_T = run(tensors, backend=backend, **settings)
+        assert_close((loss, sums_5[3:]), (wanted, wanted_5[3:]), rtol=rtol, atol=0)
+        assert_close(grad_T, wanted_T, rtol=rtol, atol=0)
+
+
 @pytest.mark.parametrize("backend", [Backend.reference, Backend.triton])
 def test_no_tokens_at_all(backend, device):
     tensors = [x if x.dtype is torch.bool else x.float() for x in problem(0, device=device)]
