@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,12 @@ from megatron_r1.config.corpus import CorpusConfig
 from megatron_r1.data.corpus import write_corpus
 from megatron_r1.data.gym_tasks import generate_problems
 from megatron_r1.data.tokenizer import Tokenizer, train_tokenizer
+
+# Processes that tests start import from this checkout too, whatever else is installed.
+ROOT = Path(__file__).parents[1]
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 # Triton asks once, when it is imported, by whatever test comes first.
 if not torch.cuda.is_available():

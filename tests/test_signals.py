@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -43,7 +42,6 @@ def run(program: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=60,
@@ -97,8 +95,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has PR_SET_PDEATHSIG")
 def test_what_is_forked_in_the_block_ends_with_a_killed_parent():
     program = [sys.executable, "-c", ABANDONED]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    parent = subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(program, stdout=subprocess.PIPE, text=True)
     mortal, other = map(psutil.Process, map(int, parent.stdout.readline().split()))
     try:
         assert parent.wait(timeout=60) == -signal.SIGKILL

@@ -140,7 +140,7 @@ def outcomes(
     trains = torch.is_grad_enabled()
     inputs = tuple(x.clone().requires_grad_(trains) for x in inputs)
     out = attend(*inputs, stream)
-    assert out.shape == grad.shape
+    assert out.shape == grad.shape and out.isfinite().all()
     found = [out.detach()]
     if trains:
         out.backward(grad)

@@ -74,7 +74,7 @@ def skip_without_a_gpu_each(world_size: int) -> None:
 def _start() -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(Path(__file__))],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -41,7 +41,7 @@ def first_steps(root: Path) -> dict[str, list[dict[str, float]]]:
     subprocess.run(
         [sys.executable, "-m", "megatron_r1.train", *OVERRIDES, f"run.root={root}"],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         check=True,
         timeout=300,

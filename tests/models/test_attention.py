@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_r1.models.core_attention import PlainAttention, causal_attention
-from megatron_r1.models.packed_attention import PackedAttention
+from megatron_r1.models.core_attention import causal_attention
 from megatron_r1.models.stream import Rectangle, group_by_length
 from tests.models.builders import logits_of, random_tokens, stream_of
 from tests.models.families import FAMILIES, load_family
-from tests.models.packed_stand_in import PackedStandIn
 
 
 def attend_token_by_token(q: Tensor, k: Tensor, v: Tensor, lengths, scale: float) -> Tensor:
@@ -41,40 +37,6 @@ def test_attention_is_a_loop_over_sequences_and_tokens(lengths, key_width, value
     torch.testing.assert_close(
         out, attend_token_by_token(q, k, v, lengths, 0.3), rtol=1e-12, atol=1e-12
     )
-
-
-def packed_attention(*, num_groups: int, key_width: int, value_width: int) -> PackedAttention:
-    """Of three heads for each group, by the stand-in."""
-    config = TransformerConfig(
-        num_layers=1,
-        hidden_size=8,
-        num_attention_heads=3 * num_groups,
-        num_query_groups=num_groups,
-        kv_channels=key_width,
-    )
-    return PackedAttention(
-        attend=PackedStandIn,
-        config=config,
-        layer_number=1,
-        attn_mask_type=AttnMaskType.causal,
-        attention_type="self",
-        k_channels=key_width,
-        v_channels=value_width,
-    )
-
-
-@pytest.mark.parametrize("lengths", [(1,), (7, 1, 30, 29, 2), (5, 0, 4)])
-@pytest.mark.parametrize(("key_width", "value_width"), [(16, 16), (24, 16)])
-def test_a_packed_stream_is_attended_as_rectangles_are(lengths, key_width, value_width):
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (
-        torch.randn(sum(lengths), heads, width, generator=generator, dtype=torch.float64)
-        for heads, width in ((6, key_width), (2, key_width), (2, value_width))
-    )
-    attend = packed_attention(num_groups=2, key_width=key_width, value_width=value_width)
-    out = attend(q, k, v, stream_of(lengths))
-    expected = PlainAttention()(q, k, v, stream_of(lengths))
-    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_equal_scores_average_what_a_token_may_see():

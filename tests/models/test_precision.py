@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import sys
 
 import pytest
 import torch
-from megatron.core.transformer.spec_utils import ModuleSpec
 from torch.testing import assert_close
 
 from megatron_r1.algos.sft import sft_loss
 from megatron_r1.config.load import load_config
 from megatron_r1.config.optimizer import OptimizerConfig
 from megatron_r1.config.parallel import ParallelConfig
-from megatron_r1.config.precision import AttentionBy, DType, Fp8, Parts, PrecisionConfig
+from megatron_r1.config.precision import DType, Fp8, Parts, PrecisionConfig
 from megatron_r1.doctor import describe_layers
 from megatron_r1.errors import ConfigError
-from megatron_r1.models.core_attention import PlainAttention
 from megatron_r1.models.fp8_linear import Fp8Recipe, fp8_linear
-from megatron_r1.models.packed_attention import Heads, PackedAttention, fused_attention_problem
 from megatron_r1.models.policy import _mark_sharded_weights
 from megatron_r1.models.precision import (
     Installed,
-    layer_parts,
-    packs_attention,
     parts_name,
     plain_name,
 )
-from megatron_r1.models.specs import block_spec, prediction_spec, transformer_config
+from megatron_r1.models.specs import transformer_config
 from megatron_r1.models.stream import TokenStream
 from megatron_r1.trainers.megatron_step import MegatronStep
 from megatron_r1.weights.fp8_files import is_quantized
@@ -96,6 +89,51 @@ def test_the_three_products_are_those_of_tiles_along_what_is_summed_over():
         # Two factors that are each off by some 2^-5.5: sums of random errors keep that ratio.
         error = (actual - without).norm() / without.norm()
         assert 0.02 < error < 0.06
+
+
+def test_gradient_blocks_are_for_both_products_of_the_gradient():
+    x, weight, grad = matrix(150, 200, seed=1), matrix(140, 200, seed=2), matrix(150, 140, seed=3)
+    recipe = Fp8Recipe(power_of_two=False, gradient_tile=(128, 128))
+    _, grad_x, grad_weight = products(x, weight, grad, recipe)
+    block = (128, 128)
+    seen_grad, seen_grad_T = (
+        round_trip(grad, tile=block),
+        round_trip(grad.T.contiguous(), tile=block),
+    )
+    seen_x_T = round_trip(x.T.contiguous(), tile=(1, 128))
+    assert_close(grad_x, seen_grad @ round_trip(weight, tile=block), rtol=1e-5, atol=1e-4)
+    assert_close(grad_weight, seen_grad_T @ seen_x_T.T, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.megatron
+@pytest.mark.parametrize(
+    ("settings", "recipe"),
+    [
+        ([], Fp8Recipe(power_of_two=True, gradient_tile=(1, 128))),
+        (["power_of_two_scales=false"], Fp8Recipe(power_of_two=False)),
+        (["gradient_blocks=true"], Fp8Recipe(gradient_tile=(128, 128))),
+    ],
+)
+def test_the_simulations_settings_reach_every_linear(settings, recipe, one_rank):
+    policy = one_rank.policy(
+        simulated("tiny_v3", *(f"precision.{setting}" for setting in settings))
+    )
+    recipes = [m._recipe for m in policy.chunks[0].modules() if hasattr(m, "_recipe")]
+    assert len(recipes) > 4 * policy.config.num_layers
+    assert set(recipes) == {recipe}
+
+
+@pytest.mark.megatron
+def test_the_simulation_adds_a_bias_in_full(one_rank):
+    """Qwen2.5 has biases on queries, keys and values, which begin at 0."""
+    policy = one_rank.policy(simulated("tiny_dense", "model.qkv_bias=true"))
+    linear = policy.chunks[0].decoder.layers[0].self_attention.linear_qkv
+    x = matrix(6, 1, policy.config.hidden_size, seed=5).bfloat16().to(policy.host.device)
+    with torch.no_grad():
+        without, _ = linear(x)
+        bias = matrix(linear.bias.numel(), seed=6).to(linear.bias)
+        linear.bias.copy_(bias)
+        assert torch.equal(linear(x)[0], without + bias)
 
 
 def test_blocks_on_gradients_lose_tokens_beside_a_loud_one():
@@ -378,24 +416,6 @@ def test_parts_are_looked_for_on_a_gpu_alone():
     assert found.engine_problem == found.apex_problem == "the device is cpu"
 
 
-@pytest.fixture
-def packages(monkeypatch, tmp_path):
-    """Writes modules that can be imported until the test ends."""
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def write(**sources: str) -> None:
-        for name, source in sources.items():
-            path = tmp_path / f"{name.replace('__', '/')}.py"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(source)
-        importlib.invalidate_caches()
-
-    yield write
-    ours = {path.stem for path in tmp_path.iterdir()}
-    for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
-        del sys.modules[name]
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the real ones may be here")
 def test_what_cannot_be_imported_is_not_installed(packages):
     gpu = torch.device("cuda")
@@ -451,113 +471,17 @@ def test_layers_of_transformer_engine_that_are_asked_for_are_there_or_an_error()
         precision(Fp8.block_sim, parts=Parts.transformer_engine)
 
 
-HEADS = Heads(num_heads=16, num_groups=16, key_width=192, value_width=128)
-UNFUSED = Installed(
-    transformer_engine=True,
-    apex=False,
-    attention_problem=lambda heads: f"none of {heads.key_width}",
-)
-"""As on an Ampere GPU."""
-
-
-def test_attention_is_transformer_engines_where_its_layers_are_and_it_has_a_fused_one():
-    def packs(asked: PrecisionConfig, installed: Installed) -> bool:
-        return packs_attention(asked, installed, HEADS)
-
-    by_name = AttentionBy.transformer_engine
-    assert packs(precision(), ENGINE) and packs(precision(Fp8.block), ENGINE)
-    assert not packs(precision(attention=AttentionBy.plain), ENGINE)
-    assert not packs(precision(Fp8.block_sim), ENGINE)
-    assert packs(precision(Fp8.block_sim, attention=by_name), ENGINE)
-    assert not packs(precision(), APEX)
-    assert not packs(precision(), UNFUSED)
-    assert not packs(PrecisionConfig(parts=Parts.transformer_engine), ENGINE)
-    for installed, problem in ((APEX, "No module named"), (UNFUSED, "none of 192")):
-        with pytest.raises(ConfigError, match=rf"\({problem}.*pip install.*attention=auto"):
-            packs(precision(attention=by_name), installed)
-    with pytest.raises(ConfigError, match="precision.dtype = float32.*attention=auto"):
-        PrecisionConfig(attention=by_name)
-
-
-@pytest.mark.megatron
-@pytest.mark.parametrize("model", ["tiny_v3", "tiny_qwen3_moe", "tiny_dense"])
-def test_every_layer_attends_by_what_was_chosen(model):
-    overrides = [f"model={model}", "precision=fp8_block_sim"]
-    if model == "tiny_v3":
-        overrides.append("model.num_mtp_layers=1")
-    config = load_config(overrides)
-    heads = Heads.of(config.model, config.parallel)
-    megatron = transformer_config(config.model, config.parallel, torch.float32, config.precision)
-
-    def cores(attention: AttentionBy) -> set[type]:
-        asked = dataclasses.replace(config.precision, attention=attention)
-        parts = layer_parts(asked, ENGINE, heads)
-        count = config.model.num_layers
-        block = block_spec(config.model, megatron, parts, first_layer=0, num_layers=count)
-        layers = block.layer_specs
-        if (ahead := prediction_spec(config.model, megatron, parts)) is not None:
-            layers += [layer.submodules.transformer_layer for layer in ahead.submodules.layer_specs]
-        found = [layer.submodules.self_attention.submodules.core_attention for layer in layers]
-        return {core.module if isinstance(core, ModuleSpec) else core for core in found}
-
-    assert cores(AttentionBy.transformer_engine) == {PackedAttention}
-    assert cores(AttentionBy.plain) == {PlainAttention}
-
-
-@pytest.mark.parametrize(
-    ("model", "layout", "heads"),
-    [
-        ("deepseek_v3", dict(tensor=8), (16, 16, 192, 128, 1)),
-        ("qwen2.5_7b", dict(tensor=4, context=2), (7, 1, 128, 128, 2)),
-    ],
-)
-def test_heads_of_a_rank(model, layout, heads):
-    config = load_config([f"model={model}"])
-    assert Heads.of(config.model, ParallelConfig(**layout)) == Heads(*heads)
-
-
-ASKED = """
-from dataclasses import dataclass, field
-
-asked = []
-
-class AttentionParams:
-    def __init__(self, **named):
-        self.__dict__ |= named
-
-def get_attention_backend(params):
-    asked.append(params)
-    by_cudnn = params.head_dim_v <= 128 and not (params.is_training and params.max_seqlen_q > 9999)
-    return params.head_dim_v == 64, None, by_cudnn, 1, True, [False, by_cudnn, True]
-"""
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the real one may be here")
-def test_transformer_engine_is_asked_for_a_fused_attention_of_all_that_will_be_run(packages):
-    packages(
-        **{"transformer_engine__pytorch__attention__dot_product_attention__utils": ASKED},
-    )
-    flash = dataclasses.replace(HEADS, value_width=64)
-    assert fused_attention_problem(flash) == ""
-    from transformer_engine.pytorch.attention.dot_product_attention.utils import asked
-
-    told = {(a.is_training, a.max_seqlen_q, a.context_parallel, a.num_gqa_groups) for a in asked}
-    assert told == {(t, n, False, 16) for t in (True, False) for n in (2, 32768)}
-    assert "sequences of 32768 tokens in training" in fused_attention_problem(HEADS)
-    wide = dataclasses.replace(HEADS, value_width=256, context_ranks=4)
-    assert "256, 4 context ranks and packed sequences of 8 tokens" in fused_attention_problem(wide)
-
-
 def test_the_doctor_says_which_precisions_have_other_layers():
     gpu = torch.device("cuda")
     said = describe_layers(gpu, ENGINE_ALONE)
     both = "its attention for heads of 128 and latent heads of 192 and 128"
     assert said.startswith(f"transformer engine layers on cuda, {both}; plain with precision=fp32")
+    nothing = dataclasses.replace(ENGINE, attention_problem=lambda heads: "no")
     grouped_alone = dataclasses.replace(
         ENGINE, attention_problem=lambda heads: "" if heads.key_width == 128 else "no"
     )
     assert "its attention for heads of 128;" in describe_layers(gpu, grouped_alone)
-    assert "its attention" not in describe_layers(gpu, UNFUSED)
+    assert "its attention" not in describe_layers(gpu, nothing)
     assert "TF32" in said and "TF32" not in describe_layers(gpu, APEX)
     assert describe_layers(torch.device("cpu"), NOTHING) == "plain layers on cpu"
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 def sizes(world_size: int, ranks: list[int], *overrides: str) -> list[dict[str, Any]]:
     done = subprocess.run(
         [sys.executable, str(WORKER), str(world_size), ",".join(map(str, ranks)), *overrides],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )

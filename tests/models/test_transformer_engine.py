@@ -146,7 +146,7 @@ def distance(losses: list[float], exact: list[float]) -> float:
     return sum(abs(a - b) for a, b in zip(losses, exact, strict=True)) / sum(exact)
 
 
-@pytest.mark.parametrize("precision", ["fp8_block", "fp8_tensor"])
+@pytest.mark.parametrize("precision", ["fp8_block", "fp8_tensor", "mxfp8"])
 @pytest.mark.parametrize("model", MODELS)
 def test_fp8_learns_as_bfloat16_does(model, precision, one_rank):
     """No farther from bfloat16 than the simulation by a small factor, with drawn experts."""

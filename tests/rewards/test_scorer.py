@@ -233,10 +233,8 @@ def test_workers_import_neither_torch_nor_the_program_that_started_them(tmp_path
         "print('found:', scored.rewards[0].total, scored.rewards[0].reasons['heavy_imports'])\n"
     )
     # No `if __name__` guard: a worker that imported the program would start it again.
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     done = subprocess.run(
         [sys.executable, str(program)],
-        env={**os.environ, "PYTHONPATH": root},
         capture_output=True,
         text=True,
         timeout=60,

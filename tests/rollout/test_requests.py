@@ -193,7 +193,7 @@ def test_leaders_wait_for_each_other_and_their_late_errors_stay_their_own():
     worker = Path(__file__).with_name("leaders_worker.py")
     done = subprocess.run(
         [sys.executable, "-m", *torchrun, str(worker)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(worker.parents[2])},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=560,

@@ -29,7 +29,7 @@ def launch(directory: Path, *arguments: str, env=os.environ, timeout_s: int = 24
     return subprocess.run(
         [sys.executable, "-m", "megatron_r1.launch", *arguments],
         cwd=directory,
-        env={**env, "PYTHONPATH": str(ROOT), "HF_TOKEN": SECRET, **more},
+        env={**env, "HF_TOKEN": SECRET, **more},
         capture_output=True,
         text=True,
         timeout=timeout_s,

@@ -78,7 +78,7 @@ def untouched(tmp_path_factory) -> Path:
             *("--nproc-per-node=2", "-m", "megatron_r1.train", *OVERRIDES),
         ],
         cwd=directory,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=600,
@@ -155,7 +155,7 @@ def environment() -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": "1",
         "MEGATRON_R1_PYTHON": sys.executable,
-        "PYTHONPATH": f"{ROOT}:{Path(__file__).with_name('hang')}",
+        "PYTHONPATH": f"{os.environ['PYTHONPATH']}:{Path(__file__).with_name('hang')}",
         "HF_TOKEN": SECRET,
     }
 

@@ -49,7 +49,7 @@ def run(
             json.dumps([[*small, f"run.root={root}", *command] for command in commands]),
         ],
         cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=600,

@@ -14,7 +14,7 @@ import pytest
 
 from megatron_r1.config.load import load_config
 from megatron_r1.slurm.chain import plan_chain
-from tests.stages.test_examples import ROOT, run
+from tests.stages.test_examples import run
 
 pytestmark = [pytest.mark.megatron, pytest.mark.xdist_group("commands")]
 
@@ -68,7 +68,7 @@ def kill_in(file: Path, *arguments: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "megatron_r1.train", *arguments],
         cwd=file.parents[3],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

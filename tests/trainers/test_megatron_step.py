@@ -261,6 +261,7 @@ def test_without_all_logits_loss_and_gradients_are_the_same(name, one_rank, monk
         # Tied embeddings in the dense model: its head's gradient meets that of the embedding.
         step = build(one_rank, name, f"precision.logprobs={logprobs}")
         step = MegatronStep(step.policy, OptimizerConfig(), mtp_loss=0.3)
+        assert step.on_logprobs(LOSSES["grpo"]).reads_hidden == (logprobs == "fused")
         rows = row_logprobs(step.policy, BATCH, temperature=0.8)
         loss, gradients, _ = loss_and_gradients(step, LOSSES["grpo"])
         results.append((loss, rows, gradients))

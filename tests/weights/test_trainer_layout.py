@@ -44,7 +44,7 @@ def held():
     cases = [(size, overrides(family, parallel)) for size, family, parallel in CASES]
     done = subprocess.run(
         [sys.executable, str(WORKER), json.dumps(cases)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )

@@ -75,7 +75,7 @@ def run(
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
     done = subprocess.run(
         [sys.executable, "-m", *torchrun, str(WORKER), str(file)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=280 + 590 * num_publishes,
