@@ -17,7 +17,7 @@ VARIABLE = "R1_KERNELS"
 
 
 class Backend(Enum):
-    """The switch of every public function here."""
+    """The switch of every public function here, which takes a member's word as well."""
 
     auto = "auto"
     """What R1_KERNELS says; without it, Triton for tensors on a GPU where it is installed, and
@@ -28,38 +28,34 @@ class Backend(Enum):
     """Triton, or an error; on a CPU in Triton's interpreter, which is for tests."""
 
 
-def takes_triton(backend: Backend, tensor: Tensor, *, capability: tuple[int, int] = (0, 0)) -> bool:
+def takes_triton(
+    backend: Backend | str, tensor: Tensor, *, capability: tuple[int, int] = (0, 0)
+) -> bool:
     """Whether Triton computes on this tensor.
 
     Args:
+        backend: a member or its word.
         capability: a GPU of a smaller one cannot run the kernel; `auto` takes plain PyTorch there.
     Raises:
-        ValueError: Triton was asked for, and cannot be had.
+        ValueError: no such backend, or Triton was asked for and cannot be had.
     """
-    if backend is Backend.auto:
-        backend = from_environment()
-    if backend is Backend.reference:
+    chosen, setting = _named(backend, "backend"), "backend"
+    if chosen is Backend.auto:
+        chosen, setting = from_environment(), VARIABLE
+    if chosen is Backend.reference:
         return False
-    if backend is Backend.auto:
+    if chosen is Backend.auto:
         # Float64 is for tests of the definitions: the kernels compute in float32.
         if not tensor.is_cuda or tensor.dtype is torch.float64 or not _triton_is_installed():
             return False
         return torch.cuda.get_device_capability(tensor.device) >= capability
-    if not _triton_is_installed():
-        raise ValueError("backend = triton, and Triton is not installed: pip install triton")
+    if problem := _problem_of_triton(setting, tensor.device):
+        raise ValueError(problem)
     if tensor.dtype is torch.float64:
         raise ValueError(
-            "a tensor of float64 and backend = triton, whose kernels compute in float32. Set "
-            f"backend = reference, or {VARIABLE}=auto"
+            f"a tensor of float64 and {setting}=triton, whose kernels compute in float32. "
+            f"{_way_out(setting)}"
         )
-    if not tensor.is_cuda:
-        from r1_kernels.triton import is_interpreted
-
-        if not is_interpreted():
-            raise ValueError(
-                f"backend = triton for a tensor on {tensor.device}. Move it to a GPU, or set "
-                "TRITON_INTERPRET=1 before Triton is imported"
-            )
     return True
 
 
@@ -69,10 +65,45 @@ def from_environment() -> Backend:
     Raises:
         ValueError: it is none of the three.
     """
-    value = os.environ.get(VARIABLE, Backend.auto.value)
-    if value not in [backend.value for backend in Backend]:
-        raise ValueError(f"{VARIABLE} must be auto, reference or triton, got {value!r}")
-    return Backend(value)
+    return _named(os.environ.get(VARIABLE, Backend.auto.value), VARIABLE)
+
+
+def problem_of_choice(device: torch.device | str) -> str:
+    """Why what R1_KERNELS says cannot run on this device, and the way out; empty where it can."""
+    try:
+        chosen = from_environment()
+    except ValueError as error:
+        return str(error)
+    return _problem_of_triton(VARIABLE, device) if chosen is Backend.triton else ""
+
+
+def _named(value: Backend | str, setting: str) -> Backend:
+    try:
+        return Backend(value)
+    except ValueError:
+        raise ValueError(f"{setting} must be auto, reference or triton, got {value!r}") from None
+
+
+def _problem_of_triton(setting: str, device: torch.device | str) -> str:
+    """Empty where Triton runs; `setting` is what asked for it."""
+    if not _triton_is_installed():
+        return (
+            f"{setting}=triton, and Triton is not installed. {_way_out(setting)}, or install it: "
+            "pip install triton"
+        )
+    if torch.device(device).type != "cuda":
+        from r1_kernels.triton import is_interpreted
+
+        if not is_interpreted():
+            return (
+                f"{setting}=triton, and Triton does not run on {device}. {_way_out(setting)}. "
+                "TRITON_INTERPRET=1, set before Triton is imported, runs it there for tests"
+            )
+    return ""
+
+
+def _way_out(setting: str) -> str:
+    return f"Set {setting}=auto or {setting}=reference"
 
 
 def _triton_is_installed() -> bool:

@@ -20,7 +20,7 @@ def grpo_loss(
     eps_low: float,
     eps_high: float,
     kl_beta: float = 0.0,
-    backend: Backend = Backend.auto,
+    backend: Backend | str = Backend.auto,
 ) -> tuple[Tensor, Tensor]:
     """Clipped surrogate with a KL penalty, DeepSeekMath (arXiv:2402.03300) Eq. 3; the equation
     stands in `reference.grpo_loss`.
@@ -38,7 +38,7 @@ def grpo_loss(
     Raises:
         ValueError: shapes or dtypes do not fit, or a clip range is not positive.
     """
-    if eps_low <= 0 or eps_high <= 0:
+    if not (eps_low > 0 and eps_high > 0):  # nor a NaN
         raise ValueError(f"eps_low and eps_high must be > 0, got {eps_low} and {eps_high}")
     tensors = dict(
         logprobs_T=logprobs_T,

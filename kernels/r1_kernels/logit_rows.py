@@ -24,7 +24,7 @@ def logit_statistics(
     *,
     scale: float = 1.0,
     num_valid: int | None = None,
-    backend: Backend = Backend.auto,
+    backend: Backend | str = Backend.auto,
 ) -> Tensor:
     """Peak, sum, entropy sum and target of each row, float32: `reference.logit_statistics`.
 
@@ -36,7 +36,7 @@ def logit_statistics(
         num_valid: columns from here on are padding, of probability 0.
     Returns: [4, T].
     Raises:
-        ValueError: shapes or strides that do not fit.
+        ValueError: shapes, strides or targets' dtype that do not fit.
     """
     _check_rows(logits_Tv, columns_T=columns_T)
     rows = _implementation(backend, logits_Tv)
@@ -52,16 +52,16 @@ def logit_gradient(
     *,
     scale: float = 1.0,
     num_valid: int | None = None,
-    backend: Backend = Backend.auto,
+    backend: Backend | str = Backend.auto,
 ) -> Tensor:
     """The gradient of sum(grad_T * log p(target_T)); overwrites the logits and returns them.
 
     Args:
         peak_T, log_sum_T: of the whole vocabulary, from `combine_shards`.
     Raises:
-        ValueError: shapes or strides that do not fit.
+        ValueError: shapes, strides or targets' dtype that do not fit.
     """
-    _check_rows(logits_Tv, columns_T=columns_T, peak_T=peak_T, log_sum_T=log_sum_T)
+    _check_rows(logits_Tv, columns_T=columns_T, peak_T=peak_T, log_sum_T=log_sum_T, grad_T=grad_T)
     rows = _implementation(backend, logits_Tv)
     return rows.logit_gradient(
         logits_Tv, columns_T, peak_T, log_sum_T, grad_T, scale=scale, num_valid=num_valid
@@ -88,7 +88,7 @@ def combine_shards(
     return peak_T, sum_T.log(), entr_T / sum_T + sum_T.log(), target_T
 
 
-def _implementation(backend: Backend, tensor: Tensor) -> ModuleType:
+def _implementation(backend: Backend | str, tensor: Tensor) -> ModuleType:
     if takes_triton(backend, tensor):
         from r1_kernels.triton import logit_rows as compiled
 
@@ -96,12 +96,17 @@ def _implementation(backend: Backend, tensor: Tensor) -> ModuleType:
     return reference
 
 
-def _check_rows(logits_Tv: Tensor, **per_row: Tensor) -> None:
+def _check_rows(logits_Tv: Tensor, *, columns_T: Tensor, **per_row: Tensor) -> None:
     if logits_Tv.dim() != 2 or (logits_Tv.numel() and logits_Tv.stride(1) != 1):
         raise ValueError(
             f"logits_Tv must be a matrix with contiguous rows, got shape {list(logits_Tv.shape)} "
             f"and strides {logits_Tv.stride()}"
         )
+    if not logits_Tv.shape[1]:
+        raise ValueError(f"logits_Tv needs at least one column, got shape {list(logits_Tv.shape)}")
+    if columns_T.dtype is not torch.int64:
+        raise ValueError(f"columns_T must be torch.int64, got {columns_T.dtype}")
+    per_row = dict(columns_T=columns_T, **per_row)
     shapes = {name: list(tensor.shape) for name, tensor in per_row.items()}
     if any(shape != [logits_Tv.shape[0]] for shape in shapes.values()):
         raise ValueError(f"{shapes} for logits_Tv of shape {list(logits_Tv.shape)}")

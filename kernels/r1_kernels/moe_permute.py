@@ -39,16 +39,18 @@ def place(experts_TK: Tensor, num_experts: int, *, multiple: int = 128) -> Place
     """Rows for each token's experts, in the order of experts and then of tokens.
 
     Args:
-        experts_TK: int64 in [0, E), or -1 for none.
+        experts_TK: [T, K], int64 in [0, E), or -1 for none.
         multiple: each expert's rows are filled up to a multiple of it; an expert without tokens has
             none. 1 pads nothing.
     Raises:
-        ValueError: experts of another dtype or out of range, or `multiple` < 1.
+        ValueError: experts of another shape or dtype or out of range, or another `multiple`.
     """
+    if experts_TK.dim() != 2:
+        raise ValueError(f"experts must be a matrix, [T, K], got shape {list(experts_TK.shape)}")
     if experts_TK.dtype is not torch.int64:
         raise ValueError(f"experts must be int64, got {experts_TK.dtype}")
-    if multiple < 1:
-        raise ValueError(f"multiple must be >= 1, got {multiple}")
+    if not isinstance(multiple, int) or multiple < 1:
+        raise ValueError(f"multiple must be an integer >= 1, got {multiple}")
     experts_C = experts_TK.flatten()
     if experts_C.numel():
         lowest, highest = (int(x) for x in torch.aminmax(experts_C))
@@ -71,7 +73,9 @@ def place(experts_TK: Tensor, num_experts: int, *, multiple: int = 128) -> Place
     return Placement(rows_TK=rows_TK, copies_M=copies_M, rows_per_expert_E=padded_E)
 
 
-def permute(tokens_TD: Tensor, placement: Placement, *, backend: Backend = Backend.auto) -> Tensor:
+def permute(
+    tokens_TD: Tensor, placement: Placement, *, backend: Backend | str = Backend.auto
+) -> Tensor:
     """Copies of tokens in their rows, [M, D]; zeros in the padding. Its gradient is `unpermute`.
 
     Raises:
@@ -88,7 +92,7 @@ def unpermute(
     placement: Placement,
     weights_TK: Tensor | None = None,
     *,
-    backend: Backend = Backend.auto,
+    backend: Backend | str = Backend.auto,
 ) -> Tensor:
     """The sum of each token's rows, [T, D], added up in float32 and rounded once.
 
@@ -114,7 +118,7 @@ def _check(matrix: Tensor, name: str, num_rows: int) -> None:
         raise ValueError(f"{name} has shape {list(matrix.shape)}, the placement {num_rows} rows")
 
 
-def _implementation(backend: Backend, tensor: Tensor) -> ModuleType:
+def _implementation(backend: Backend | str, tensor: Tensor) -> ModuleType:
     if takes_triton(backend, tensor):
         from r1_kernels.triton import moe_permute as compiled
 

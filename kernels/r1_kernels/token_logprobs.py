@@ -13,6 +13,7 @@ products with the head in a step, where keeping all logits takes three.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -42,7 +43,7 @@ def token_logprobs(
     group: dist.ProcessGroup | None = None,
     float32_logits: bool = False,
     chunk_bytes: int | None = None,
-    backend: Backend = Backend.auto,
+    backend: Backend | str = Backend.auto,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target, and entropy, under the logits hidden_TD @ weight_vD.T.
 
@@ -50,10 +51,10 @@ def token_logprobs(
 
     Args:
         hidden_TD: any float dtype; carries a gradient.
-        weight_vD: rows vocab_start .. vocab_start + v of the head, of the same dtype; carries a
-            gradient.
+        weight_vD: rows vocab_start .. vocab_start + v of the head, at least one, of the same
+            dtype; carries a gradient.
         targets_T: int64. A target outside the vocabulary gets -inf.
-        temperature: what the logits are divided by, > 0.
+        temperature: what the logits are divided by, > 0 and finite.
         vocab_size: rows of the head from this one on are padding, of probability 0.
         group: the ranks that hold the other rows; None: this rank holds all. The gradient of the
             result must be the same on all of them, and the gradient of hidden_TD is this rank's
@@ -65,7 +66,7 @@ def token_logprobs(
         logprobs_T, with gradient, and entropy_T, without; nats, float32 (float64 for float64). NaN
         for a token whose logits are all -inf, as log_softmax has it.
     Raises:
-        ValueError: shapes or dtypes do not match, or the temperature is not positive.
+        ValueError: shapes or dtypes do not match, or the temperature is not such.
     """
     _check(hidden_TD, weight_vD, targets_T, temperature)
     return _TokenLogprobs.apply(
@@ -93,7 +94,7 @@ class _Logits:
         num_valid: int | None,
         float32: bool,
         chunk_bytes: int,
-        backend: Backend,
+        backend: Backend | str,
     ) -> None:
         self.scale, self.num_valid, self.backend = scale, num_valid, backend
         self._float32, self._chunk_bytes = float32, chunk_bytes
@@ -186,12 +187,16 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _check(hidden_TD: Tensor, weight_vD: Tensor, targets_T: Tensor, temperature: float) -> None:
-    if temperature <= 0:
+    if not 0 < temperature < math.inf:  # nor a NaN
         raise ValueError(f"temperature must be > 0, got {temperature}")
+    if targets_T.dtype is not torch.int64:
+        raise ValueError(f"targets_T must be torch.int64, got {targets_T.dtype}")
     fits = (
         hidden_TD.dim() == weight_vD.dim() == 2
         and hidden_TD.shape[1] == weight_vD.shape[1]
         and targets_T.shape == hidden_TD.shape[:1]
+        and weight_vD.shape[0] > 0
+        and hidden_TD.is_floating_point()
     )
     if not fits or hidden_TD.dtype != weight_vD.dtype:
         raise ValueError(

@@ -15,6 +15,7 @@ from r1_kernels.fp8_blocks import (
     num_tiles,
     quantize,
 )
+from r1_kernels.reference.fp8_blocks import STRIP_NUMBERS
 
 FP8 = torch.float8_e4m3fn
 
@@ -95,11 +96,37 @@ def test_scales_of_other_weights_are_not_taken():
     assert error <= 0.3 * 2**-4  # half of the step of 32 below 448, and a rounding
 
 
+@pytest.mark.parametrize("backend", [Backend.reference, Backend.triton])
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
-def test_impossible_kept_scales_are_replaced(bad):
-    weight = torch.full((128, 128), 2.0, dtype=torch.bfloat16)
-    codes, scales = quantize(weight, torch.tensor([[bad]]))
-    assert torch.equal(dequantize(codes, scales, torch.bfloat16), weight)
+def test_impossible_kept_scales_are_replaced(bad, backend, device):
+    """-1 would give a block of 2 back, too, and infinity a block of 0."""
+    for number, scale in ((2.0, torch.tensor(2 / 448).item()), (0.0, 1.0)):
+        weight = torch.full((4, 128), number, dtype=torch.bfloat16, device=device)
+        codes, scales = quantize(weight, torch.tensor([[bad]], device=device), backend=backend)
+        assert scales.tolist() == [[scale]]
+        assert torch.equal(dequantize(codes, scales, torch.bfloat16), weight)
+
+
+@pytest.mark.parametrize("tile", [TILE_OF_ACTIVATIONS, TILE_OF_WEIGHTS])
+def test_strips_of_the_definition_are_its_parts(tile):
+    """A matrix of more than STRIP_NUMBERS is worked on in strips: by 16,512 columns those of 254
+    rows of tiles, or of one row of blocks."""
+    x = torch.randn(256, 16512, generator=torch.Generator().manual_seed(0))
+    x *= torch.arange(1, 257)[:, None]  # no scale is another's
+    assert x.numel() > STRIP_NUMBERS
+    codes, kept = quantize(x, tile=tile)
+    x = dequantize(codes, kept, torch.bfloat16, tile=tile)
+    assert not torch.equal(quantize(x, tile=tile)[1], kept)  # they are kept or lost
+    for given in (None, kept):
+        codes, scales = quantize(x, given, tile=tile, backend="reference")
+        again = dequantize(codes, scales, torch.bfloat16, tile=tile, backend="reference")
+        for start in (0, 128):
+            rows = slice(start, start + 128)
+            tiles = slice(start // tile[0], (start + 128) // tile[0])
+            part = quantize(x[rows], None if given is None else given[tiles], tile=tile)
+            assert same_bytes(codes[rows], part[0]) and torch.equal(scales[tiles], part[1])
+            assert given is None or torch.equal(part[1], kept[tiles])
+            assert torch.equal(again[rows], dequantize(*part, torch.bfloat16, tile=tile))
 
 
 def test_a_block_of_zeros():
@@ -153,6 +180,26 @@ def test_triton_reads_transposed_matrices_and_keeps_scales(device):
         actual = quantize(matrix, kept, backend=Backend.triton)
         assert torch.equal(actual[1], expected[1]) and same_bytes(actual[0], expected[0])
         assert (actual[1] == kept).sum() == 5
+    apart = torch.nn.functional.pad(scales, (1, 2))[:, 1:-2]
+    for given in (
+        (codes, apart),
+        (codes, scales.T.contiguous().T),
+        (codes.T, scales.T),
+        (codes[:, :200], apart[:, :2]),
+    ):
+        read = [dequantize(*given, torch.float32, backend=x) for x in ("triton", "reference")]
+        assert torch.equal(*read)
+
+
+@pytest.mark.parametrize("backend", [Backend.reference, Backend.triton])
+def test_powers_of_two_divide_by_a_kept_scale_that_is_none(backend, device):
+    """The reciprocal of 2^-130 is beyond float32; codes times it are ordinary numbers."""
+    codes = torch.tensor([[448.0, 256.0, -16.0] * 10], device=device).to(FP8)
+    for kept in (2.0**-130, 0.7):
+        scales = torch.tensor([[kept]], device=device)
+        weight = dequantize(codes, scales, torch.bfloat16)
+        again, found = quantize(weight, scales, power_of_two=True, backend=backend)
+        assert torch.equal(found, scales) and same_bytes(again, codes)
 
 
 @pytest.mark.parametrize("backend", [Backend.reference, Backend.triton])
@@ -274,16 +321,24 @@ def test_what_is_kept_is_within_the_format():
             assert ((again - x).abs() > bound / 2).any()
 
 
-def test_a_column_may_begin_beyond_two_to_the_31(device):
-    """Numbers of a column 2^24 apart: the last of 129 begins at 2^31. Memory that nobody touches
-    costs nothing."""
-    step = 1 << 24
-    apart = torch.empty(128 * step + 2, dtype=torch.bfloat16, device=device)
-    apart = apart.as_strided((2, 129), (1, step))
-    apart.copy_(torch.randn(2, 129, generator=torch.Generator().manual_seed(0)))
+@pytest.mark.parametrize("shape,strides", [((2, 129), (1, 1 << 24)), ((129, 2), (1 << 24, 1))])
+def test_a_column_or_row_may_begin_beyond_two_to_the_31(shape, strides, device):
+    """The last of 129 that are 2^24 apart begins at 2^31. Memory that nobody touches costs
+    nothing."""
+    apart = torch.empty((1 << 31) + 2, dtype=torch.bfloat16, device=device)
+    apart = apart.as_strided(shape, strides)
+    apart.copy_(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
     found = quantize(apart, backend=Backend.triton)
     expected = quantize(apart.contiguous(), backend=Backend.reference)
     assert all(same_bytes(a, b) for a, b in zip(found, expected, strict=True))
+    bytes_apart = torch.empty((1 << 31) + 2, dtype=torch.uint8, device=device)
+    bytes_apart = bytes_apart.as_strided(shape, strides)
+    bytes_apart.copy_(expected[0].view(torch.uint8))
+    again, wanted = (
+        dequantize(codes, expected[1], torch.float32, backend=backend)
+        for codes, backend in ((bytes_apart.view(FP8), "triton"), (expected[0], "reference"))
+    )
+    assert torch.equal(again, wanted)
 
 
 def test_mistakes_are_named():
@@ -307,3 +362,26 @@ def test_other_codes_and_other_tiles_are_refused_by_both(backend, device):
     for other in (codes.view(torch.uint8), matrix.to(torch.float8_e5m2), matrix):
         with pytest.raises(ValueError, match=f"must be torch.float8_e4m3fn, got {other.dtype}"):
             dequantize(other, scales, torch.float32, backend=backend)
+    for dtype in (torch.uint8, torch.int32, torch.float64, FP8):
+        other = torch.ones(1, 2, device=device).to(dtype)
+        with pytest.raises(ValueError, match=f"scales must be .*e8m0fnu, got {dtype}"):
+            dequantize(codes, other, torch.float32, backend=backend)
+        with pytest.raises(ValueError, match=f"kept scales must be .*e8m0fnu, got {dtype}"):
+            quantize(matrix, other, backend=backend)
+    for dtype in (torch.int32, torch.bool, torch.float64, torch.complex64):
+        with pytest.raises(ValueError, match=f"float32, bfloat16 or float16, got {dtype}"):
+            quantize(matrix.to(dtype), backend=backend)
+
+
+@pytest.mark.parametrize("backend", [Backend.reference, Backend.triton])
+def test_scales_may_be_narrow_floats_and_exponents_alone(backend, device):
+    """A byte of E8M0 is a power of two; read as a number, 2 would be 128."""
+    codes = random_codes(3, 200, seed=0).to(device)
+    scales = torch.tensor([[2.0, 0.25]], device=device)
+    expected = dequantize(codes, scales, torch.bfloat16, backend=backend)
+    for dtype in (torch.float8_e8m0fnu, torch.bfloat16, torch.float16):
+        narrow = scales.to(dtype)
+        assert torch.equal(dequantize(codes, narrow, torch.bfloat16, backend=backend), expected)
+        again, kept = quantize(expected, narrow, backend=backend)
+        assert same_bytes(again, codes) and kept.dtype is torch.float32
+        assert torch.equal(kept, scales)

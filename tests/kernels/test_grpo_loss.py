@@ -72,6 +72,24 @@ def test_triton_agrees_with_float64(num_tokens, kl_beta, device):
     assert_close(run(single, backend=Backend.triton, **settings), expected, **F32)
 
 
+@pytest.mark.parametrize("log_ratio", [1e-4, -1e-4, 0.24, -0.24])
+def test_kl_near_a_ratio_of_1_loses_no_digits(log_ratio, device):
+    """k3 of 1e-4 is 5e-9, and e^x - 1 in float32 is off by 6e-8, more than ten times as much. Its
+    gradient, with no advantage beside it, is -kl_beta (e^x - 1). Log-probabilities are as small as
+    their differences, so that these are the same in float64."""
+    logprobs_T = torch.linspace(-5, 5, 8) * log_ratio
+    tensors = [logprobs_T, logprobs_T - log_ratio, logprobs_T + log_ratio, torch.zeros(8)]
+    tensors = [x.to(device) for x in (*tensors, torch.ones(8), torch.ones(8, dtype=torch.bool))]
+    settings = dict(eps_low=0.5, eps_high=0.5, kl_beta=1.0)
+    exact = [x if x.dtype is torch.bool else x.double() for x in tensors]
+    wanted, wanted_5, wanted_T = run(exact, backend=Backend.reference, **settings)
+    # Triton sums the series. The definition's expm1(x) is off by 2^-24 x, and k3 is x^2 / 2.
+    for backend, rtol in ((Backend.triton, 2e-6), (Backend.reference, 2**-22 / abs(log_ratio))):
+        loss, sums_5, grad_T = run(tensors, backend=backend, **settings)
+        assert_close((loss, sums_5[3:]), (wanted, wanted_5[3:]), rtol=rtol, atol=0)
+        assert_close(grad_T, wanted_T, rtol=rtol, atol=0)
+
+
 @pytest.mark.parametrize("backend", [Backend.reference, Backend.triton])
 def test_no_tokens_at_all(backend, device):
     tensors = [x if x.dtype is torch.bool else x.float() for x in problem(0, device=device)]
@@ -114,6 +132,15 @@ def test_a_nan_of_a_token_that_counts_is_in_the_loss(place):
 
 
 @pytest.mark.parametrize("backend", [Backend.reference, Backend.triton])
+def test_only_the_trained_logprobs_get_a_gradient(backend, device):
+    *numbers, mask_T = problem(5, device=device)
+    numbers = [x.float().requires_grad_() for x in numbers]
+    loss, _ = grpo_loss(*numbers, mask_T, eps_low=0.2, eps_high=0.2, kl_beta=0.1, backend=backend)
+    loss.backward()
+    assert numbers[0].grad.any() and all(x.grad is None for x in numbers[1:])
+
+
+@pytest.mark.parametrize("backend", [Backend.reference, Backend.triton])
 def test_other_tokens_are_never_read(backend, device):
     tensors = [x if x.dtype is torch.bool else x.float() for x in problem(40, device=device)]
     mask_T = tensors[-1]
@@ -128,8 +155,9 @@ def test_other_tokens_are_never_read(backend, device):
 
 def test_mistakes_are_named():
     tensors = problem(4)
-    with pytest.raises(ValueError, match="eps_low and eps_high must be > 0, got 0 and 1"):
-        grpo_loss(*tensors, eps_low=0, eps_high=1)
+    for low, high in ((0, 1), (1, 0), (0.2, -0.2), (math.nan, 1), (1, math.nan)):
+        with pytest.raises(ValueError, match=f"eps_high must be > 0, got {low} and {high}"):
+            grpo_loss(*tensors, eps_low=low, eps_high=high)
     tensors[1] = tensors[1][:3]
     with pytest.raises(ValueError, match=r"'logprobs_old_T': \[3\]"):
         grpo_loss(*tensors, eps_low=0.2, eps_high=0.2)

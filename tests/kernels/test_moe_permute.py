@@ -64,6 +64,28 @@ def test_triton_agrees_with_indexing(num_tokens, num_copies, num_experts, width,
     assert_close(results[1][1:], results[0][1:], rtol=2e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "laid",
+    [lambda x: torch.nn.functional.pad(x, (0, 7))[:, :-7], lambda x: x.T.contiguous().T],
+    ids=["rows apart", "transposed"],
+)
+def test_rows_may_be_apart_and_transposed(laid, device):
+    experts_TK, tokens_TD, weights_TK = problem(9, 3, 5, 33, device=device)
+    placement = place(experts_TK, 5, multiple=4)
+    generator = torch.Generator().manual_seed(1)
+    rows_MD, grad_MD = torch.randn(2, placement.num_rows, 33, generator=generator).to(device)
+    results = []
+    for backend in (Backend.reference, Backend.triton):
+        laid_out = [laid(x).requires_grad_() for x in (tokens_TD, rows_MD, weights_TK)]
+        tokens, rows, weights = laid_out
+        assert tokens.stride() != tokens_TD.stride()
+        there_MD = permute(tokens, placement, backend=backend)
+        back_TD = unpermute(rows, placement, weights, backend=backend)
+        grads = torch.autograd.grad([there_MD, back_TD], laid_out, [laid(grad_MD), laid(tokens_TD)])
+        results.append([there_MD.detach(), back_TD.detach(), *grads])
+    assert_close(results[1], results[0], rtol=2e-6, atol=1e-5)
+
+
 def test_triton_rounds_bfloat16_as_indexing_does(device):
     """Sums are taken in float32 and rounded once: with two copies, bit for bit."""
     experts_TK, tokens_TD, weights_TK = problem(40, 2, 5, 33, device=device)
@@ -113,6 +135,11 @@ def test_mistakes_are_named():
         place(torch.tensor([[0, 3]]), 3)
     with pytest.raises(ValueError, match=r"experts must be int64, got torch.int32"):
         place(torch.tensor([[0, 1]], dtype=torch.int32), 3)
+    with pytest.raises(ValueError, match=r"experts must be a matrix, .* got shape \[2\]"):
+        place(torch.tensor([0, 1]), 2)
+    for multiple in (0, 1.5, 2.0):
+        with pytest.raises(ValueError, match=f"integer >= 1, got {multiple}"):
+            place(torch.tensor([[0], [1]]), 2, multiple=multiple)
     placement = place(torch.tensor([[0], [1]]), 2)
     with pytest.raises(ValueError, match="the placement 2 rows"):
         permute(torch.zeros(3, 4), placement)

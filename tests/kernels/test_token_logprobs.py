@@ -66,14 +66,53 @@ def test_chunks_agree_with_all_logits_at_once_in_float64(shape, chunk_bytes):
 
 
 def test_chunks_are_whole_tiles_of_a_product_where_there_is_room_for_one():
-    def lengths(chunk_bytes: int, across: int) -> list[int]:
-        how = dict(scale=1.0, num_valid=None, float32=False, backend=Backend.auto)
+    def lengths(chunk_bytes: int, across: int, float32: bool = False) -> list[int]:
+        how = dict(scale=1.0, num_valid=None, float32=float32, backend=Backend.auto)
         chunks = _Logits(chunk_bytes=chunk_bytes, **how).chunks(600, across, torch.bfloat16)
         return [len(range(600)[rows]) for rows in chunks]
 
     assert lengths(CHUNK_BYTES, 129280) == [256, 256, 88]  # and not 259
     assert lengths(2 * 10 * 127, 10) == [127, 127, 127, 127, 92]
     assert lengths(2 * 10 * 600, 10) == [512, 88]
+    assert lengths(2 * 10 * 600, 10, float32=True) == [256, 256, 88]  # room for 300 of 4 bytes
+
+
+def test_rows_of_the_head_from_vocab_start_on():
+    """Alone, without the ranks that hold the others: 40 rows, the words 20 to 49 and padding."""
+    hidden_TD, weight_VD, targets_T, cotangent_T = problem(7, 4, 60)
+    targets_T = targets_T % 30 + 20
+    actual = run(
+        token_logprobs, hidden_TD, weight_VD[20:], targets_T, cotangent_T,
+        vocab_start=20, vocab_size=50,
+    )  # fmt: skip
+    expected = run(
+        reference.token_logprobs, hidden_TD, weight_VD[20:], targets_T - 20, cotangent_T,
+        vocab_size=30,
+    )  # fmt: skip
+    assert actual[0].isfinite().all()
+    assert_close(actual, expected, **F64)
+
+
+@pytest.mark.parametrize("step", [9, 1 << 30])
+def test_rows_of_logits_may_be_apart(step, device):
+    """By more than their width, or so far that the last begins at 2^31; what lies between them
+    stays as it is, and memory that nobody touches costs nothing."""
+    space = torch.empty(2 * step + 5, dtype=torch.bfloat16, device=device)
+    space[5] = 77.0
+    logits_cv = space.as_strided((3, 5), (step, 1))
+    logits_cv.copy_(torch.randn(3, 5, generator=torch.Generator().manual_seed(0)))
+    columns_c = torch.tensor([0, 4, 2], device=device)
+    together_cv, results = logits_cv.contiguous(), []
+    for rows_cv, backend in ((together_cv, Backend.reference), (logits_cv, Backend.triton)):
+        statistics_4c = logit_statistics(rows_cv, columns_c, backend=backend)
+        peak_c, log_sum_c, entropy_c, target_c = combine_shards(statistics_4c, None)
+        sums = (columns_c, peak_c, log_sum_c, torch.ones(3, device=device))
+        grad_cv = logit_gradient(rows_cv, *sums, backend=backend)
+        assert grad_cv.data_ptr() == rows_cv.data_ptr()
+        results.append([statistics_4c, entropy_c, grad_cv.float()])
+    assert_close(results[1][:2], results[0][:2], **F32)
+    assert_close(results[1][2], results[0][2], rtol=2**-7, atol=0)
+    assert space[5] == 77.0
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 5), (7, 24, 130), (5, 4, 257), (3, 8, 64)])
@@ -255,9 +294,36 @@ def test_what_is_frozen_gets_no_gradient():
 
 def test_mistakes_are_named():
     hidden_TD, weight_VD, targets_T, _ = problem(3, 4, 5)
-    with pytest.raises(ValueError, match="temperature must be > 0, got 0"):
-        token_logprobs(hidden_TD, weight_VD, targets_T, temperature=0)
+    for temperature in (0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"temperature must be > 0, got {temperature}"):
+            token_logprobs(hidden_TD, weight_VD, targets_T, temperature=temperature)
+    for dtype in (torch.float32, torch.int32, torch.bool):
+        with pytest.raises(ValueError, match=rf"targets_T must be torch.int64, got {dtype}"):
+            token_logprobs(hidden_TD, weight_VD, targets_T.to(dtype))
+    with pytest.raises(ValueError, match=r"hidden_TD .* torch.int64.* do not fit together"):
+        token_logprobs(hidden_TD.long(), weight_VD.long(), targets_T)
+    with pytest.raises(ValueError, match=r"weight_vD \[0, 4\]"):
+        token_logprobs(hidden_TD, weight_VD[:0], targets_T)
     with pytest.raises(ValueError, match=r"hidden_TD \[3, 4\].*weight_vD \[5, 3\]"):
         token_logprobs(hidden_TD, weight_VD[:, :3], targets_T)
     with pytest.raises(ValueError, match="float64 and targets_T"):
         token_logprobs(hidden_TD.float(), weight_VD, targets_T)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_that_do_not_fit_are_refused_before_they_are_read(backend, device):
+    logits_Tv, columns_T = torch.zeros(3, 5, device=device), torch.arange(3, device=device)
+    row_T = torch.zeros(3, device=device)
+    how = dict(backend=backend)
+    with pytest.raises(ValueError, match=r"'columns_T': \[2\].*shape \[3, 5\]"):
+        logit_statistics(logits_Tv, columns_T[:2], **how)
+    with pytest.raises(ValueError, match=r"contiguous rows, .*strides \(1, 5\)"):
+        logit_statistics(logits_Tv.T, torch.arange(5, device=device), **how)
+    with pytest.raises(ValueError, match=r"at least one column, .*\[3, 0\]"):
+        logit_statistics(logits_Tv[:, :0], columns_T, **how)
+    with pytest.raises(ValueError, match="columns_T must be torch.int64, got torch.float32"):
+        logit_statistics(logits_Tv, row_T, **how)
+    for wrong in ("peak_T", "log_sum_T", "grad_T"):
+        rows = dict(peak_T=row_T, log_sum_T=row_T, grad_T=row_T) | {wrong: row_T[:2]}
+        with pytest.raises(ValueError, match=rf"'{wrong}': \[2\]"):
+            logit_gradient(logits_Tv, columns_T, **rows, **how)

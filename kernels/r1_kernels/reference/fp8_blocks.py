@@ -86,7 +86,8 @@ def _kept_where_exact(
 
 
 def _codes(strip: Tensor, scales_rc: Tensor, tile: tuple[int, int]) -> Tensor:
-    """Nearest codes. Torch's cast makes NaN of what is too large."""
+    """Nearest codes. What is too large is cut here: what torch's cast makes of it depends on its
+    version and device (448 on a CPU in 2.13, of an infinity, too)."""
     scaled = strip.float() / _spread(scales_rc, strip.shape, tile)
     return scaled.clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
 

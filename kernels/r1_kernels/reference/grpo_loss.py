@@ -26,8 +26,8 @@ def grpo_loss(
     """The loss, a scalar with gradient, and sums over the tokens of the mask, [5], without:
     tokens, tokens whose clipped term is the smaller, r, k3 of KL(old || policy), k3 to the
     reference (0 without one)."""
-    logprobs_K, old_K = logprobs_T[mask_T], logprobs_old_T[mask_T]
-    advantages_K = advantages_T[mask_T]
+    logprobs_K, old_K = logprobs_T[mask_T], logprobs_old_T[mask_T].detach()
+    advantages_K, weights_K = advantages_T[mask_T].detach(), weights_T[mask_T].detach()
     log_ratio_K = logprobs_K - old_K
     ratio_K = log_ratio_K.exp()
     unclipped_K = ratio_K * advantages_K
@@ -36,7 +36,7 @@ def grpo_loss(
     loss_K = -surrogate_K
     kl_ref_K = torch.zeros_like(loss_K)
     if logprobs_ref_T is not None:
-        d_K = logprobs_ref_T[mask_T] - logprobs_K
+        d_K = logprobs_ref_T[mask_T].detach() - logprobs_K
         kl_ref_K = torch.expm1(d_K) - d_K
         loss_K = loss_K + kl_beta * kl_ref_K
     sums_5 = torch.stack(
@@ -48,4 +48,4 @@ def grpo_loss(
             kl_ref_K.sum(),
         ]
     )
-    return (weights_T[mask_T] * loss_K).sum(), sums_5.detach()
+    return (weights_K * loss_K).sum(), sums_5.detach()
