@@ -55,31 +55,13 @@ def check_environment() -> None:
         ConfigError: R1_KERNELS names no backend, or one that does not run on this device.
     """
     if "R1_KERNELS" in os.environ:
-        from r1_kernels.backend import Backend, from_environment  # imports torch
+        import torch
 
-        try:
-            backend = from_environment()
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        if backend is Backend.triton:
-            _check_triton()
+        from r1_kernels.backend import problem_of_choice
 
-
-def _check_triton() -> None:
-    """Ask for Triton where the program will: without a GPU before Megatron-Core is imported."""
-    import torch
-
-    from megatron_r1.platform.host import prepare
-    from r1_kernels.backend import Backend, takes_triton
-
-    device = prepare().device if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        takes_triton(Backend.triton, torch.empty(0, device=device))
-    except ValueError as error:
-        raise ConfigError(
-            f"R1_KERNELS=triton on {device}: {error}. R1_KERNELS=auto takes Triton on a GPU where "
-            "it is installed, and plain PyTorch elsewhere"
-        ) from None
+        # Where the program will compute (`platform/host.py`), before Megatron-Core is imported.
+        if problem := problem_of_choice("cuda" if torch.cuda.is_available() else "cpu"):
+            raise ConfigError(problem)
 
 
 def gigabytes(text: str) -> float:

@@ -121,7 +121,7 @@ def test_a_backend_of_kernels_that_this_device_cannot_run(tmp_path):
     done = train(*BASE, f"run.root={tmp_path}", **asked)
     assert done.returncode == 2, done.stderr[-2000:]
     (message,) = done.stderr.splitlines()
-    assert message.startswith("ConfigError: R1_KERNELS=triton on cpu: ")
+    assert message.startswith("ConfigError: R1_KERNELS=triton, and Triton does not run on cpu. ")
     assert "R1_KERNELS=auto" in message
     assert not list(tmp_path.iterdir())
 

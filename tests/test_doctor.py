@@ -171,7 +171,7 @@ def test_training_needs_what_is_required_and_nothing_else():
     [
         ("auto", None),
         ("foo", "ConfigError: R1_KERNELS must be auto, reference or triton, got 'foo'"),
-        ("triton", "ConfigError: R1_KERNELS=triton on cpu: "),
+        ("triton", "ConfigError: R1_KERNELS=triton, and Triton does not run on cpu."),
     ],
 )
 def test_a_backend_of_kernels_that_cannot_be_had_stops_training(monkeypatch, asked, found):
