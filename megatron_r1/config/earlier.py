@@ -1,4 +1,4 @@
-"""Configurations that the program saved, which may be those of an earlier version of it."""
+"""What differs between a saved configuration, perhaps an earlier program's, and this one."""
 
 from __future__ import annotations
 
@@ -8,28 +8,22 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from megatron_r1.config.load import to_yaml
-from megatron_r1.config.paths import flatten
 from megatron_r1.config.run import RunConfig
-
-
-def settings_of(config: RunConfig) -> dict[str, Any]:
-    """Every setting, as it is saved, in the form of `flatten`."""
-    return flatten(OmegaConf.to_container(OmegaConf.create(to_yaml(config))))
 
 
 def changed_settings(
     before: Mapping[str, Any], now: Mapping[str, Any], config: RunConfig
 ) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ: name -> (before, now); None is not there.
+    """Settings that differ: name -> (before, now). One that is absent counts as None.
 
-    One that was not there before came with a later version of the program, whose default does what
-    had been done.
+    One that was not there before came with a later version of the program. Its default does what
+    had been done, or differs from it by rounding alone.
 
     Args:
         now: some or all of `settings_of(config)`.
     """
-    before = {name: _default(config, name) for name in now} | dict(before)
+    added = {name: _default(config, name) for name in now if name not in before}
+    before = {**before, **added}
     return {
         name: (before.get(name), now.get(name))
         for name in sorted(before)
@@ -37,23 +31,30 @@ def changed_settings(
     }
 
 
-def _default(config: Any, setting: str) -> Any:
-    """A setting's value where nobody says it; None where it has none, as entries of a dict."""
-    *owners, name = setting.split(".")
-    for owner in owners:
-        config = config.get(owner) if isinstance(config, dict) else getattr(config, owner, None)
-    fields = dataclasses.fields(config) if dataclasses.is_dataclass(config) else ()
-    for field in fields:
-        if field.name == name:
-            return _plain(field)
+def _default(config: RunConfig, setting: str) -> Any:
+    """A setting's default in the schema, its owners' word for it first; None where the schema has
+    none, as for entries of a dict."""
+    owner: Any = config
+    default: Any = None
+    for name in setting.split("."):
+        if dataclasses.is_dataclass(owner):
+            # A default of another class is another choice of component.
+            known = default if type(default) is type(owner) else None
+            default = getattr(known, name) if known is not None else _of_field(owner, name)
+            owner = getattr(owner, name, None)
+        elif isinstance(owner, dict):
+            default = default.get(name) if isinstance(default, dict) else None
+            owner = owner.get(name)
+        else:
+            return None
+    plain = OmegaConf.create({"value": default})
+    return OmegaConf.to_container(plain, enum_to_str=True)["value"]
+
+
+def _of_field(owner: Any, name: str) -> Any:
+    for field in dataclasses.fields(owner):
+        if field.name == name and field.default_factory is not dataclasses.MISSING:
+            return field.default_factory()
+        if field.name == name and field.default is not dataclasses.MISSING:
+            return field.default
     return None
-
-
-def _plain(field: dataclasses.Field) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        value = field.default_factory()
-    elif field.default is not dataclasses.MISSING:
-        value = field.default
-    else:
-        return None
-    return OmegaConf.to_container(OmegaConf.create({"value": value}), enum_to_str=True)["value"]

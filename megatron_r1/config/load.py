@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -36,6 +37,7 @@ from megatron_r1.config import (
     telemetry,
 )
 from megatron_r1.config.overrides import check_names
+from megatron_r1.config.paths import flatten
 from megatron_r1.errors import ConfigError, UserError
 
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
@@ -185,6 +187,11 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
 def to_yaml(config: run.RunConfig) -> str:
     """The resolved configuration, as it is printed and saved."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def settings_of(config: run.RunConfig) -> dict[str, Any]:
+    """Every setting, as it is saved, by its name on the command line; see `flatten`."""
+    return flatten(OmegaConf.to_container(OmegaConf.create(to_yaml(config))))
 
 
 def world_size_from_environment() -> int:

@@ -44,14 +44,14 @@ def paths_read(settings: Mapping[str, Any]) -> dict[str, str]:
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """``{"a": {"b": 1}, "c": ["x"]}`` as ``{"a.b": 1, "c": ["x"]}``; a list of files is taken
-    apart, ``c.0``.
+    apart, ``c.0``; what is empty is kept: an entry may have no settings of its own.
 
     >>> flatten({"stage": {"curation": {"difficulty": {"rollouts": ["a", "b"]}}}})
     {'stage.curation.difficulty.rollouts.0': 'a', 'stage.curation.difficulty.rollouts.1': 'b'}
     """
     if isinstance(value, list) and value and is_read(f"{prefix}.0"):
         value = {str(index): item for index, item in enumerate(value)}
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not value:
         return {prefix: value}
     flat: dict[str, Any] = {}
     for key, item in value.items():

@@ -23,7 +23,8 @@ from typing import Any
 from megatron_r1 import __version__
 from megatron_r1.checkpoint.artifacts import Hashes
 from megatron_r1.config.curation import CurateStageConfig
-from megatron_r1.config.earlier import changed_settings, settings_of
+from megatron_r1.config.earlier import changed_settings
+from megatron_r1.config.load import settings_of
 from megatron_r1.config.paths import is_read
 from megatron_r1.config.pipeline import EvaluationStageConfig
 from megatron_r1.config.run import RunConfig
@@ -71,9 +72,11 @@ class Record:
             try:
                 found = json.loads(self._path.read_text())
                 self.steps, self.replaced = found["steps"], found.get("replaced", {})
-            except (ValueError, KeyError, TypeError) as error:
+                for row in (*self.steps.values(), *self.replaced.values()):
+                    _check(row)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(
-                    f"{self._path} cannot be read: {error}. Restore it, or move it away: every "
+                    f"{self._path} cannot be read: {error!r}. Restore it, or move it away: every "
                     "step starts over then"
                 ) from error
 
@@ -88,6 +91,7 @@ class Record:
         known, aside = self.steps.get(step.name), self.replaced.get(step.name)
         changed = _changed(known, basis, step) if known else []
         if known and not changed:
+            self._know_all(known, basis)
             if known["status"] != "done":
                 return Decision(False, "goes on")
             if self._is_back(step, known):
@@ -98,6 +102,7 @@ class Record:
             if known and known["status"] == "done":
                 self.replaced[step.name] = known
             self.steps[step.name] = aside
+            self._know_all(aside, basis)
             self._write()
             return Decision(True, "done before, and set aside: it is back")
         else:
@@ -112,6 +117,13 @@ class Record:
         }
         self._write()
         return Decision(False, what)
+
+    def _know_all(self, row: dict[str, Any], basis: dict[str, dict[str, Any]]) -> None:
+        """Settings that came after the row's are written into it as what they are now: another
+        default, later, is a change."""
+        if row["settings"] != basis["settings"]:
+            row["settings"] = basis["settings"]
+            self._write()
 
     def done(self, step: Step, seconds: float) -> None:
         row = self.steps[step.name]
@@ -240,8 +252,19 @@ def _settings_and_paths(step: Step) -> tuple[dict[str, Any], dict[str, str]]:
     return settings, paths
 
 
+def _check(row: dict[str, Any]) -> None:
+    """KeyError or its like, where a row lacks what is read of it."""
+    parts = [row["settings"], *row["inputs"].values()]
+    if row["status"] == "done":
+        parts.append(row["outputs"])
+    for part in parts:
+        part.items()
+    for found in row["inputs"].values():
+        found["sha256"]
+
+
 def _changed(row: dict[str, Any], basis: dict[str, dict[str, Any]], step: Step) -> list[str]:
-    """What a step was begun with and is not to be made from now."""
+    """Settings and inputs in which a row differs from what the step would be made from now."""
     before, now = (
         {key: found["sha256"] for key, found in inputs.items()}
         for inputs in (row["inputs"], basis["inputs"])

@@ -18,8 +18,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from megatron_r1.config.earlier import changed_settings, settings_of
-from megatron_r1.config.load import to_yaml, world_size_from_environment
+from megatron_r1.config.earlier import changed_settings
+from megatron_r1.config.load import settings_of, to_yaml, world_size_from_environment
 from megatron_r1.config.paths import flatten
 from megatron_r1.config.pipeline import PipelineConfig
 from megatron_r1.config.run import RunConfig

@@ -8,6 +8,7 @@ from megatron_r1.config.algo import PpoConfig
 from megatron_r1.config.load import CONF_DIR, load_config, to_yaml
 from megatron_r1.config.model import DeepseekV3Config, GroupedQueryConfig
 from megatron_r1.config.overrides import usage
+from megatron_r1.config.paths import flatten
 from megatron_r1.config.stage import R1ZeroConfig, TinyR1ZeroConfig
 from megatron_r1.errors import ConfigError
 
@@ -27,6 +28,11 @@ def test_the_default_run_is_the_papers():
     assert 512 * stage.steps_per_phase == 8192
     assert (stage.num_steps, stage.reference_refresh_steps) == (10_400, 400)
     assert (config.optimizer.lr, config.algo.kl_beta, config.algo.clip_eps_high) == (3e-6, 1e-3, 10)
+
+
+def test_an_entry_of_a_dict_may_have_no_settings_of_its_own():
+    suite = {"tasks": {"lcm": {}, "gcd": {"low": 2}}, "path": None}
+    assert flatten(suite) == {"tasks.lcm": {}, "tasks.gcd.low": 2, "path": None}
 
 
 def test_a_run_is_named_after_its_stage_unless_it_has_a_name():

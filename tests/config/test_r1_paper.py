@@ -15,7 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from megatron_r1.config.load import load_config, to_yaml
-from megatron_r1.telemetry.run_dir import flatten
+from megatron_r1.config.paths import flatten
 
 TABLE = Path(__file__).with_name("r1_paper.tsv")
 FILES = ["stage.examples=samples.jsonl"]

@@ -23,7 +23,6 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
 USED = ("checkpoint.hf_load", "checkpoint.store", "config.load", "models.policy")
 USED += ("rollout.inprocess", "trainers.megatron_step", "trainers.reward_parts")
 """Modules that take long to import."""

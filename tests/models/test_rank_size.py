@@ -18,7 +18,6 @@ from megatron_r1.models.size import count_parameters
 pytestmark = [pytest.mark.megatron, pytest.mark.xdist_group("ranks")]
 
 WORKER = Path(__file__).with_name("rank_size_worker.py")
-ROOT = Path(__file__).parents[2]
 
 
 def sizes(world_size: int, ranks: list[int], *overrides: str) -> list[dict[str, Any]]:

@@ -14,7 +14,6 @@ import pytest
 from megatron_r1.checkpoint.inspection import describe
 from megatron_r1.data.preferences import PreferencePair, write_preferences
 
-ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.megatron, pytest.mark.xdist_group("commands")]
 
 DRIVER = """

@@ -14,6 +14,7 @@ import pytest
 from megatron_r1 import __version__
 from megatron_r1.config.load import _SCHEMAS, load_config
 from megatron_r1.config.paths import is_read
+from megatron_r1.config.precision import AttentionBy, PrecisionConfig
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.stages.pipeline_record import RECORD, Record
 from megatron_r1.stages.steps import Step, plan_steps
@@ -72,21 +73,52 @@ def test_another_judge_changes_what_is_judged(tmp_path):
     }
 
 
-def test_what_an_earlier_program_made_is_done(tmp_path):
-    """It had no such setting, and did what is its default now."""
+def forget(root: Path, setting: str) -> None:
+    """Leave rows as they were before there was such a setting."""
+    file = root / "p" / RECORD
+    rows = json.loads(file.read_text())
+    for row in (*rows["steps"].values(), *rows["replaced"].values()):
+        row["settings"].pop(setting)
+    file.write_text(json.dumps(rows))
+
+
+def test_what_an_earlier_program_made_is_done(tmp_path, monkeypatch):
+    """What came later counts at its default, and is known from then on."""
     run_all(tmp_path)
-    file = tmp_path / "p" / RECORD
-    saved = json.loads(file.read_text())
-    for row in saved["steps"].values():
-        del row["settings"]["precision.attention"]
-    file.write_text(json.dumps(saved))
+    forget(tmp_path, "precision.attention")
     record, steps = pipeline(tmp_path)
     assert {record.decide(found).what for found in steps.values()} == {"done before"}
+    changed = "starts over: precision.attention changed"
     record, steps = pipeline(
         tmp_path, f"+stage.changes.zero={listed(['precision.attention=plain'])}"
     )
-    assert record.decide(steps["base"]).is_done
-    assert record.decide(steps["zero"]).what == "starts over: precision.attention changed"
+    assert record.decide(steps["zero"]).what == changed
+    attention = PrecisionConfig.__dataclass_fields__["attention"]
+    monkeypatch.setattr(attention, "default", AttentionBy.plain)  # a still later program's
+    record, steps = pipeline(tmp_path)
+    assert record.decide(steps["base"]).what == changed
+
+
+def test_what_an_earlier_program_set_aside_comes_back(tmp_path):
+    run_all(tmp_path)
+    record, steps = pipeline(tmp_path, f"+stage.changes.zero={listed(['optimizer.lr=1.0'])}")
+    assert record.decide(steps["zero"]).what == "starts over: optimizer.lr changed"
+    forget(tmp_path, "optimizer.beta2")  # of stages a default of their own
+    record, steps = pipeline(tmp_path)
+    assert record.decide(steps["zero"]).what == "done before, and set aside: it is back"
+
+
+@pytest.mark.parametrize("lacking", ["settings", "inputs", "status", "outputs"])
+def test_a_row_that_lacks_something_is_told(lacking, tmp_path):
+    run_all(tmp_path)
+    file = tmp_path / "p" / RECORD
+    rows = json.loads(file.read_text())
+    del rows["steps"]["zero"][lacking]
+    file.write_text(json.dumps(rows))
+    with pytest.raises(
+        DataError, match=f"{RECORD} cannot be read: KeyError.*{lacking}.*Restore it"
+    ):
+        pipeline(tmp_path)
 
 
 def test_a_mistaken_setting_costs_its_own_run(tmp_path):

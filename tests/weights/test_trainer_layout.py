@@ -20,7 +20,6 @@ from tests.models.families import FAMILIES
 pytestmark = [pytest.mark.megatron, pytest.mark.xdist_group("ranks")]
 
 WORKER = Path(__file__).with_name("layout_worker.py")
-ROOT = Path(__file__).parents[2]
 
 ODD = ["model.num_layers=5", "model.vocab_size=509"]
 CASES = [

@@ -18,7 +18,6 @@ import pytest
 from tests.rollout.served import needs_sglang
 
 WORKER = Path(__file__).with_name("wire_worker.py")
-ROOT = Path(__file__).parents[2]
 NUM_PUBLISHES = int(os.environ.get("MEGATRON_R1_WIRE", "0"))
 
 pytestmark = [*needs_sglang, pytest.mark.timeout(600 + 600 * NUM_PUBLISHES)]
