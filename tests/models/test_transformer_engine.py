@@ -97,6 +97,8 @@ def test_attention_is_the_same_with_either(model, widths, recompute, one_rank):
     """In packed streams, keys of 192 and values of 128 among them."""
     config = load_config([f"model={model}", *widths])
     if problem := fused_attention_problem(Heads.of(config.model, config.parallel)):
+        # Hopper has one for these heads: a question that is put wrongly would skip this for ever.
+        assert torch.cuda.get_device_capability()[0] != 9, problem
         pytest.skip(problem)
     prefix = ["precision=bf16", f"parallel.recompute={recompute}", *widths]
     engine = step_of(one_rank, model, *prefix, "precision.attention=transformer_engine")
